@@ -1,0 +1,1 @@
+"""The vocabulary that every part shares; imports nothing of ours and nothing heavy."""

@@ -1,0 +1,1 @@
+"""Operations of the model: PyTorch references, and Triton kernels beside them."""

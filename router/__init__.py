@@ -1,0 +1,1 @@
+"""The gRPC router and its policy; never torch, never ray."""

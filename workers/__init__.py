@@ -1,0 +1,1 @@
+"""The rank: engine, cache, model and expert parallelism."""

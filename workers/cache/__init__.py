@@ -1,0 +1,1 @@
+"""Blocks, prefixes and the byte layout of the KV cache."""

@@ -1,0 +1,1 @@
+"""The group of ranks and expert parallelism."""
