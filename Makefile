@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL ?= .cache/small
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test check bench format
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED) ## create .venv and install everything, at the versions of requirements.lock
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"baleen needs Python 3.11 or newer, found {v[0]}.{v[1]}")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+serve: setup ## start a local group on a small checkpoint and answer prompts typed at the terminal
+	test -f $(MODEL)/config.json || $(BIN)/baleen checkpoint make $(MODEL) --tokenizer text
+	$(BIN)/baleen generate --model $(MODEL) --ep 2 --interactive
+
+test: setup ## run every test that needs no GPU
+	$(BIN)/pytest -m "not gpu"
+
+check: setup ## format, lint, types and fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not gpu and not slow" tests/repo tests/unit
+
+format: setup ## rewrite the sources as `check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure: beside transformers, engine overhead, idle group, memory; results as JSON on stdout
+	$(BIN)/python -m benchmarks.run

@@ -1,0 +1,1 @@
+"""DeepSeek Sparse Attention: indexer scores, top-k, attention."""

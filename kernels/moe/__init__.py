@@ -1,0 +1,1 @@
+"""Mixture of experts: gate and grouped expert MLPs."""

@@ -1,0 +1,1 @@
+"""Rotary embedding with YaRN, both pairings."""

@@ -1,0 +1,165 @@
+"""One step's tensors: what the model computes with, the same for every layer, built once from a Batch.
+
+The token axis holds first the row groups, then the segments. A row is one query with a block table of its own
+(decode, and short multi-token decode); rows of similar context length share a group and are computed together. A
+segment is a chunk of one request's prompt, computed on its own.
+
+Legend: T tokens, B rows of a group, S keys of a group's longest row, n blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from baleen.blocks import BLOCK_TOKENS
+
+ROWS_PER_ITEM = 4
+"""A piece of at most this many tokens is computed as rows, a longer one as a segment."""
+
+PADDING_LIMIT = 1.5
+"""Rows share a group while padding to the longest reads at most this many times the needed keys."""
+
+Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Queries with a block table each, padded to the longest.
+
+    tokens: place on the token axis. blocks: [B * S / 64] int64. hidden: [B, S] bool, keys that the row must not see.
+    slots: [B, S] int64, the cache slot of each position; None where the row sees few enough keys to need no indexer.
+    """
+
+    tokens: slice
+    blocks_n: torch.Tensor
+    hidden_BS: torch.Tensor
+    slots_BS: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A chunk of one request: positions start to start + length - 1, which sees everything before it.
+
+    tokens: place on the token axis. blocks: [n] int64, covering all positions up to the chunk's end.
+    """
+
+    tokens: slice
+    start: int
+    length: int
+    blocks_n: torch.Tensor
+
+    @property
+    def context(self) -> int:
+        """Positions that the last query sees, its own included."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """token_ids, positions, slots: [T] int64. logit_tokens: [N] int64, places on the token axis that need logits."""
+
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    slots_T: torch.Tensor
+    groups: tuple[RowGroup, ...]
+    segments: tuple[Segment, ...]
+    logit_tokens_N: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the token axis."""
+        return self.token_ids_T.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of one request in this step: token ids at positions from `start` on, and its row of the block table."""
+
+    token_ids: Sequence[int]
+    start: int
+    row: int
+    samples: bool
+
+
+def build_forward_batch(pieces: Sequence[Piece], table: Array, dense_limit: int) -> tuple[ForwardBatch, list[int]]:
+    """Lay the pieces out on the token axis.
+
+    table: [rows, most blocks] int64 block ids. dense_limit: contexts up to this length need no indexer (index_topk).
+    Returns the batch and, for each row of its logits, the index of the piece that it belongs to.
+    """
+    short = [i for i, piece in enumerate(pieces) if len(piece.token_ids) <= ROWS_PER_ITEM]
+    short.sort(key=lambda i: pieces[i].start)
+    long = [i for i, piece in enumerate(pieces) if len(piece.token_ids) > ROWS_PER_ITEM]
+    order = short + long
+    ids = [token for i in order for token in pieces[i].token_ids]
+    lengths = np.fromiter((len(pieces[i].token_ids) for i in order), np.int64, len(order))
+    starts = np.fromiter((pieces[i].start for i in order), np.int64, len(order))
+    table_rows = np.fromiter((pieces[i].row for i in order), np.int64, len(order))
+    ends = np.cumsum(lengths)
+    # position of each token: its piece's start plus its place in the piece
+    positions = np.arange(len(ids)) + np.repeat(starts - (ends - lengths), lengths)
+    rows = np.repeat(table_rows, lengths)
+    slots = table[rows, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
+    num_row_tokens = int(lengths[: len(short)].sum())
+    sampling = [place for place, i in enumerate(order) if pieces[i].samples]
+    batch = ForwardBatch(
+        token_ids_T=torch.tensor(ids, dtype=torch.int64),
+        positions_T=torch.from_numpy(positions),
+        slots_T=torch.from_numpy(slots),
+        groups=tuple(_row_groups(positions[:num_row_tokens], rows[:num_row_tokens], table, dense_limit)),
+        segments=tuple(
+            Segment(
+                tokens=slice(int(ends[place] - lengths[place]), int(ends[place])),
+                start=int(starts[place]),
+                length=int(lengths[place]),
+                blocks_n=torch.from_numpy(table[table_rows[place], : _num_blocks(starts[place] + lengths[place])]),
+            )
+            for place in range(len(short), len(order))
+        ),
+        logit_tokens_N=torch.from_numpy(ends[sampling] - 1),
+    )
+    return batch, [order[place] for place in sampling]
+
+
+def _num_blocks(num_tokens: int) -> int:
+    return int(-(-num_tokens // BLOCK_TOKENS))
+
+
+def _row_groups(positions: Array, rows: Array, table: Array, dense_limit: int) -> list[RowGroup]:
+    """Split rows, whose positions nearly ascend, into groups of one kind and of bounded padding."""
+    groups = []
+    first = 0
+    while first < len(positions):
+        sparse = positions[first] >= dense_limit
+        needed = longest = 0
+        end = first
+        while end < len(positions) and (positions[end] >= dense_limit) == sparse:
+            longest_with = max(longest, _num_blocks(int(positions[end]) + 1))
+            needed_with = needed + _num_blocks(int(positions[end]) + 1)
+            if longest_with * (end - first + 1) > PADDING_LIMIT * needed_with:
+                break
+            longest, needed, end = longest_with, needed_with, end + 1
+        groups.append(_row_group(slice(first, end), positions, rows, table, longest, sparse=bool(sparse)))
+        first = end
+    return groups
+
+
+def _row_group(
+    tokens: slice, positions: Array, rows: Array, table: Array, num_blocks: int, *, sparse: bool
+) -> RowGroup:
+    blocks_Bn = table[rows[tokens], :num_blocks]
+    offsets_S = np.arange(num_blocks * BLOCK_TOKENS)
+    slots_BS = None
+    if sparse:
+        slots_BS = np.repeat(blocks_Bn * BLOCK_TOKENS, BLOCK_TOKENS, axis=1) + offsets_S % BLOCK_TOKENS
+    return RowGroup(
+        tokens=tokens,
+        blocks_n=torch.from_numpy(blocks_Bn.reshape(-1)),
+        hidden_BS=torch.from_numpy(offsets_S[None, :] > positions[tokens, None]),
+        slots_BS=None if slots_BS is None else torch.from_numpy(slots_BS),
+    )

@@ -1,0 +1,95 @@
+"""From a Batch to its StepResult: block tables, the forward pass, the sampler."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from baleen.blocks import BLOCK_TOKENS
+from baleen.config import RankConfig
+from workers.cache.tensors import allocate_cache
+from workers.engine.batch import Batch, BatchItem, SampledToken, StepResult
+from workers.engine.request import Request
+from workers.engine.sampler import Sampler
+from workers.model.deepseek_v32 import DeepseekV32
+from workers.model.forward import ForwardBatch, Piece, build_forward_batch
+from workers.model.weights import Weights
+from workers.parallel.dispatch import ExpertExchange
+
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Runner:
+    """Runs steps of one rank. Owns the cache's tensors and a copy of the running requests' block tables."""
+
+    def __init__(self, weights: Weights, config: RankConfig, exchange: ExpertExchange) -> None:
+        """Allocate the cache. Raises ConfigError where the cache's format does not fit the model."""
+        spec = weights.spec
+        self._spec = spec
+        cache = allocate_cache(
+            spec,
+            config.cache.dtype,
+            config.cache.num_blocks,
+            hadamard_keys=config.model.hadamard,
+            compute_dtype=COMPUTE_DTYPES[config.model.compute_dtype],
+        )
+        self._model = DeepseekV32(weights, cache, exchange, attention_form=config.model.attention_form)
+        self._sampler = Sampler(spec.vocab_size, spec.eos_token_ids)
+        self._tables = BlockTables(config.engine.max_running, config.cache.num_blocks)
+
+    def run(self, batch: Batch | None) -> StepResult:
+        """Compute a step; with None or an empty batch, only serve this rank's experts to the group."""
+        items = batch.items if batch is not None else ()
+        step, owners = self._forward_batch(items)
+        logits_NV = self._model.forward(step)
+        sampled: list[SampledToken | None] = [None] * len(items)
+        if owners:
+            tokens = self._sampler.sample(logits_NV, [items[owner].request for owner in owners])
+            for owner, token in zip(owners, tokens, strict=True):
+                sampled[owner] = token
+        return StepResult(tuple(sampled))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Float32 logits [N, V] of the batch's sampling items, in item order."""
+        step, owners = self._forward_batch(batch.items)
+        logits_NV = self._model.forward(step)
+        return logits_NV[torch.tensor(owners, dtype=torch.int64).argsort()]
+
+    def warm_up(self) -> None:
+        """Run a short prompt and a decode step, so that the first request is not slow.
+
+        All ranks of a group call it together. It writes into block 0, which holds nothing yet.
+        """
+        table = np.zeros((1, 1), dtype=np.int64)
+        prompt = Piece(token_ids=[self._spec.bos_token_id] * (BLOCK_TOKENS - 1), start=0, row=0, samples=True)
+        decode = Piece(token_ids=[self._spec.bos_token_id], start=BLOCK_TOKENS - 1, row=0, samples=True)
+        for piece in (prompt, decode):
+            self._model.forward(build_forward_batch([piece], table, self._spec.index_topk)[0])
+
+    def _forward_batch(self, items: tuple[BatchItem, ...]) -> tuple[ForwardBatch, list[int]]:
+        pieces = []
+        for item in items:
+            self._tables.update(item.request)
+            tokens = item.request.token_ids[item.start : item.start + item.num_tokens]
+            pieces.append(Piece(token_ids=tokens, start=item.start, row=item.request.slot, samples=item.samples))
+        return build_forward_batch(pieces, self._tables.array, self._spec.index_topk)
+
+
+class BlockTables:
+    """Block ids of the running requests as one array, [max_running, most blocks] int64; only what is new is written."""
+
+    def __init__(self, max_running: int, num_blocks: int) -> None:
+        self.array = np.zeros((max_running, num_blocks), dtype=np.int64)
+        self._known: list[tuple[object, int]] = [(None, 0)] * max_running
+
+    def update(self, request: Request) -> None:
+        """Bring the row `request.slot` up to date; starts afresh when another request or generation held it."""
+        slot, blocks = request.slot, request.block_ids
+        owner = (request.id, request.index, request.generation)
+        known_owner, known = self._known[slot]
+        if known_owner != owner:
+            known = 0
+        elif known == len(blocks):
+            return
+        self.array[slot, known : len(blocks)] = blocks[known:]
+        self._known[slot] = (owner, len(blocks))
