@@ -1,0 +1,116 @@
+import pytest
+
+from baleen.ids import RequestId
+from workers.cache.ledger import AccountingError, BlockState, Holder, Ledger
+
+A = Holder(RequestId("a"), 0)
+B = Holder(RequestId("b"), 1)
+
+
+def counts(ledger: Ledger) -> tuple[int, int, int]:
+    return ledger.num_free, ledger.num_held, ledger.num_cached
+
+
+def test_a_block_goes_from_free_to_held_to_cached_to_held_to_free() -> None:
+    ledger = Ledger(3)
+    block = ledger.take(A)
+    assert counts(ledger) == (2, 1, 0) and ledger.references(block) == 1
+    assert ledger.release(A, keep={block}) == [block]
+    assert counts(ledger) == (2, 0, 1) and ledger.state(block) is BlockState.CACHED
+    assert ledger.share(B, block)
+    assert counts(ledger) == (2, 1, 0) and ledger.held_by(B) == (block,)
+    assert ledger.release(B, keep=()) == []
+    assert counts(ledger) == (3, 0, 0) and ledger.state(block) is BlockState.FREE
+    ledger.check({}, ())
+
+
+def test_a_shared_block_stays_until_its_last_holder_leaves() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(A)
+    assert not ledger.share(B, block)
+    ledger.check({A: [block], B: [block]}, {block})
+    assert ledger.references(block) == 2
+    assert ledger.release(A, keep={block}) == []
+    assert ledger.state(block) is BlockState.HELD and counts(ledger) == (1, 1, 0)
+    assert ledger.release(B, keep={block}) == [block]
+
+
+def test_released_blocks_turn_cached_last_first() -> None:
+    ledger = Ledger(3)
+    blocks = [ledger.take(A) for _ in range(3)]
+    assert ledger.release(A, keep=blocks) == blocks[::-1]
+
+
+def test_reclaim_frees_a_cached_block_and_only_that() -> None:
+    ledger = Ledger(1)
+    block = ledger.take(A)
+    with pytest.raises(AssertionError, match="held, not cached"):
+        ledger.reclaim(block)
+    ledger.release(A, keep={block})
+    ledger.reclaim(block)
+    assert counts(ledger) == (1, 0, 0)
+
+
+def test_a_free_block_cannot_be_shared() -> None:
+    with pytest.raises(AssertionError, match="is free"):
+        Ledger(1).share(A, 0)
+
+
+def test_releasing_nothing_is_no_error() -> None:
+    assert Ledger(1).release(A, keep=()) == []
+
+
+def test_check_names_the_request_that_leaks() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(B)
+    with pytest.raises(AccountingError, match=rf"request b\[1\] leaks.*\[{block}\]"):
+        ledger.check({A: []}, ())
+
+
+def test_check_names_the_request_that_disagrees() -> None:
+    ledger = Ledger(2)
+    ledger.take(A)
+    with pytest.raises(AccountingError, match=r"request a\[0\] has blocks \[\]"):
+        ledger.check({A: []}, ())
+    with pytest.raises(AccountingError, match=r"request b\[1\] has blocks \[0\], the ledger says \[\]"):
+        ledger.check({A: [0], B: [0]}, ())
+
+
+def test_check_finds_a_block_in_two_states() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(A)
+    ledger._free[0] = block
+    with pytest.raises(AccountingError, match=rf"block {block} is free and held by request a\[0\]"):
+        ledger.check({A: [block]}, ())
+
+
+def test_check_finds_a_wrong_reference_count() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(A)
+    ledger._references[block] = 2
+    with pytest.raises(AccountingError, match="with 2 references, expected held with 1"):
+        ledger.check({A: [block]}, ())
+
+
+def test_check_finds_a_lost_block() -> None:
+    ledger = Ledger(2)
+    ledger._free.pop()
+    with pytest.raises(AccountingError, match="are 1, the pool has 2"):
+        ledger.check_counts()
+
+
+def test_check_finds_cached_blocks_that_the_tree_does_not_know_and_the_reverse() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(A)
+    with pytest.raises(AccountingError, match=f"block {1 - block} is free, in the prefix tree: True"):
+        ledger.check({A: [block]}, {1 - block})
+    ledger.release(A, keep={block})
+    with pytest.raises(AccountingError, match=f"block {block} is cached, in the prefix tree: False"):
+        ledger.check({}, ())
+
+
+def test_check_finds_a_block_that_is_free_twice() -> None:
+    ledger = Ledger(2)
+    ledger._free[0] = ledger._free[1]
+    with pytest.raises(AccountingError, match="block 0 is free twice"):
+        ledger.check({}, ())

@@ -1,0 +1,343 @@
+"""What each step computes: the life of every request on this rank, from submission to its one end.
+
+One step: `schedule` chooses, the model runs the batch, `commit` takes the answer. In between, and at any other time
+in the same thread, requests may be submitted and aborted. Decodes go first, one token each; what is left of the
+step's token budget goes to prefills in chunks, running ones before new ones. The rules of order, admission and
+preemption are written down in `policy`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baleen.blocks import BLOCK_TOKENS
+from baleen.clock import Clock
+from baleen.config import EngineConfig
+from baleen.errors import CapacityError, InvalidRequest
+from baleen.ids import RequestId
+from workers.cache.blocks import BlockCache
+from workers.cache.ledger import AccountingError
+from workers.engine.batch import Batch, BatchItem, FinishReason, RequestOutput, SampledToken, StepResult
+from workers.engine.policy import OrderedRequests, admission_reserve, chunk_tokens, place_in_order, require_fit
+from workers.engine.request import Request, RequestState
+from workers.engine.waiting import WaitingRequests
+
+
+@dataclass(slots=True, eq=False)
+class _Submission:
+    """Completions of one submission that have not ended."""
+
+    live: dict[int, Request] = field(default_factory=dict)
+    prompt_computed: bool = False
+
+
+class Scheduler:
+    """Owner of all requests of a rank.
+
+    max_context: most tokens of prompt and output together, resolved from configuration and model.
+    """
+
+    def __init__(self, config: EngineConfig, blocks: BlockCache, clock: Clock, *, max_context: int) -> None:
+        assert max_context >= 1
+        self._config = config
+        self._blocks = blocks
+        self._clock = clock
+        self._max_context = max_context
+        self._submissions: dict[RequestId, _Submission] = {}
+        self._waiting = WaitingRequests()
+        self._running = OrderedRequests()
+        self._free_slots = list(range(config.max_running - 1, -1, -1))
+        self._in_flight: Batch | None = None
+        self._ended_in_flight: list[Request] = []
+        self._outputs: list[RequestOutput] = []
+        self._next_deadline: float | None = None
+        self._num_submitted = 0
+        self._num_started = 0
+        self._num_preemptions = 0
+        self._audited = True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request has not ended."""
+        return bool(self._submissions)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without blocks."""
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Known tokens of the waiting requests, an upper bound of what they must compute to start."""
+        return self._waiting.num_tokens
+
+    @property
+    def num_running(self) -> int:
+        """Requests with blocks."""
+        return len(self._running)
+
+    @property
+    def num_running_tokens(self) -> int:
+        """Known tokens of the running requests."""
+        return sum(request.num_tokens for request in self._running)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request lost its blocks since the start."""
+        return self._num_preemptions
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks with nothing in them."""
+        return self._blocks.num_free
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that only the prefix cache keeps."""
+        return self._blocks.num_cached
+
+    def submit(self, request: Request) -> None:
+        """Take a fresh request.
+
+        Raises InvalidRequest if it exceeds the context or its id is in use, CapacityError if it exceeds the whole
+        pool or the queue is full. A refused request leaves no trace.
+        """
+        self.submit_all([request])
+
+    def submit_all(self, requests: list[Request]) -> None:
+        """Take all completions of one submission, or none; `submit` tells the errors."""
+        self._refuse_unfit(requests)
+        now = self._clock.now()
+        for request in requests:
+            assert request.state is RequestState.WAITING and not request.generation
+            request.order = place_in_order(
+                priority=request.priority,
+                arrival_s=now,
+                sequence=self._num_submitted,
+                aging_s=self._config.aging_s,
+            )
+            self._num_submitted += 1
+            submission = self._submissions.setdefault(request.id, _Submission())
+            if submission.live and not submission.prompt_computed:
+                self._waiting.hold_back(request)
+            else:
+                self._waiting.add(request)
+            submission.live[request.index] = request
+            self._note_deadline(request)
+        self._audited = False
+
+    def abort(self, request_id: RequestId, index: int | None = None, *, detail: str = "") -> None:
+        """End one completion, or all of a submission, as cancelled. Whatever has ended already is left alone."""
+        submission = self._submissions.get(request_id)
+        if submission is None:
+            return
+        for request in list(submission.live.values()):
+            if index is None or request.index == index:
+                self._end(request, FinishReason.CANCELLED, detail)
+
+    def schedule(self) -> Batch | None:
+        """Choose the next step's work; None if there is none. Requests past their deadline end here.
+
+        The batch must be committed before the next call.
+        """
+        assert self._in_flight is None, "the last batch was not committed"
+        self._end_expired()
+        if not self._submissions:
+            if not self._audited:
+                self.check()
+                self._audited = True
+            return None
+        items: list[BatchItem] = []
+        prefills = self._schedule_decodes(items)
+        budget = self._config.max_batch_tokens - len(items)
+        for request in prefills:
+            budget -= self._schedule_chunk(request, budget, items)
+        while budget and (started := self._admit_first()):
+            budget -= self._schedule_chunk(started, budget, items)
+        assert items, "requests are live, but none can make progress"
+        self._in_flight = Batch(tuple(items), self._config.max_batch_tokens - budget)
+        return self._in_flight
+
+    def commit(self, batch: Batch, result: StepResult) -> None:
+        """Take the model's answer to the batch that `schedule` gave last."""
+        assert batch is self._in_flight, "this batch was not the last one scheduled, or is committed already"
+        self._in_flight = None
+        outputs = self._outputs
+        for item, sampled in zip(batch.items, result.sampled, strict=True):
+            request = item.request
+            if request.state is RequestState.FINISHED:
+                continue
+            assert (sampled is not None) is item.samples
+            request.advance(item.num_tokens)
+            self._blocks.register_computed(request)
+            if sampled is None:
+                continue
+            position = request.num_output
+            finish = request.append(sampled.token_id, max_context=self._max_context)
+            if not position:
+                self._admit_siblings(request.id)
+            if finish is not None:
+                self._end(request, finish, "", (sampled,))
+            else:
+                outputs.append(_output(request, position, (sampled,)))
+        # aborted while the model was writing into their blocks, which nobody else could be given until now
+        for request in self._ended_in_flight:
+            self._vacate(request)
+        self._ended_in_flight.clear()
+        if self._config.audit == "step":
+            self.check()
+        else:
+            self._blocks.check_counts()
+
+    def take_outputs(self) -> list[RequestOutput]:
+        """Everything that happened since the last call: tokens and ends, in order."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def check(self) -> None:
+        """Audit every request, slot and block. Raises AccountingError that names what is wrong and whose it is."""
+        live = [request for submission in self._submissions.values() for request in submission.live.values()]
+        for request in live:
+            request.check()
+        holders = {request.key: request for request in (*live, *self._ended_in_flight)}
+        self._blocks.check(holders)
+        placed = [*self._waiting, *self._running]
+        if len(placed) != len(live) or {id(request) for request in placed} != {id(request) for request in live}:
+            raise AccountingError(f"{len(live)} live requests, but {len(placed)} wait or run")
+        taken = (request.slot for request in (*self._running, *self._ended_in_flight))
+        slots = sorted([*self._free_slots, *taken])
+        if slots != list(range(self._config.max_running)):
+            raise AccountingError(f"slots free or taken are {slots}, expected 0 to {self._config.max_running - 1}")
+        for request in self._running:
+            for block in request.block_ids[request.num_computed // BLOCK_TOKENS :]:
+                if not self._blocks.is_private(block):
+                    raise AccountingError(f"{request.key} would write into block {block}, which is shared")
+
+    def _refuse_unfit(self, requests: list[Request]) -> None:
+        keys = {request.key for request in requests}
+        assert len(keys) == len(requests)
+        for request in requests:
+            submission = self._submissions.get(request.id)
+            if submission and request.index in submission.live:
+                raise InvalidRequest(f"{request.key} is already running or queued", field="request_id")
+            require_fit(request, max_context=self._max_context, num_blocks=self._blocks.num_blocks)
+        if len(self._waiting) + len(requests) > self._config.max_waiting:
+            raise CapacityError(
+                f"{len(self._waiting)} requests wait and {len(requests)} came, the queue takes at most "
+                f"{self._config.max_waiting}"
+            )
+
+    def _schedule_decodes(self, items: list[BatchItem]) -> list[Request]:
+        """One token for each request that is ready to sample; returns the others, which are in prefill."""
+        prefills: list[Request] = []
+        running = self._running
+        place = 0
+        # preemption shortens the list behind the current place, or takes the current request, which is then the last
+        while place < len(running):
+            request = running[place]
+            num_tokens = len(request.token_ids)
+            if num_tokens - request.num_computed > 1:
+                prefills.append(request)
+            elif num_tokens <= len(request.block_ids) * BLOCK_TOKENS or self._grow(request):
+                items.append(BatchItem(request, num_tokens - 1, 1, True))
+            place += 1
+        return prefills
+
+    def _grow(self, request: Request) -> bool:
+        """One block more for a running request, from those after it if need be; False if it had to give way."""
+        while not self._blocks.extend(request):
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
+        self._blocks.release(request)
+        self._free_slots.append(request.slot)
+        request.preempt()
+        self._waiting.add(request)
+        self._num_preemptions += 1
+
+    def _admit_first(self) -> Request | None:
+        """Start the first waiting request, or nobody if it finds no place."""
+        request = self._waiting.first()
+        if request is None or not self._free_slots:
+            return None
+        reserve = admission_reserve(self._blocks.num_blocks, len(self._running))
+        num_computed = self._blocks.admit(request, reserve=reserve)
+        if num_computed is None:
+            return None
+        self._waiting.remove(request)
+        self._num_started += 1
+        request.start(slot=self._free_slots.pop(), generation=self._num_started, num_computed=num_computed)
+        self._running.add(request)
+        return request
+
+    def _schedule_chunk(self, request: Request, budget: int, items: list[BatchItem]) -> int:
+        uncomputed = request.num_uncomputed
+        chunk = chunk_tokens(uncomputed, budget=budget, max_chunk=self._config.max_chunk_tokens)
+        if chunk:
+            items.append(BatchItem(request, request.num_computed, chunk, chunk == uncomputed))
+        return chunk
+
+    def _admit_siblings(self, request_id: RequestId) -> None:
+        submission = self._submissions[request_id]
+        if not submission.prompt_computed:
+            submission.prompt_computed = True
+            self._waiting.admit_siblings(request_id)
+
+    def _vacate(self, request: Request) -> None:
+        self._blocks.release(request)
+        self._free_slots.append(request.slot)
+        request.vacate()
+
+    def _end(self, request: Request, reason: FinishReason, detail: str, tokens: tuple[SampledToken, ...] = ()) -> None:
+        """The one place where a request ends: state, queue or slot, blocks, siblings, answer."""
+        submission = self._submissions[request.id]
+        leads = not submission.prompt_computed and not self._waiting.is_held_back(request)
+        was_running = request.state is RequestState.RUNNING
+        if was_running:
+            self._running.remove(request)
+        else:
+            self._waiting.remove(request)
+        ended = request.end(reason)
+        assert ended, f"{request.key} ended twice"
+        if was_running and self._is_in_flight(request):
+            self._ended_in_flight.append(request)
+        elif was_running:
+            self._vacate(request)
+        del submission.live[request.index]
+        if not submission.live:
+            del self._submissions[request.id]
+        elif leads:
+            self._waiting.promote(request.id)
+        self._outputs.append(_output(request, request.num_output - len(tokens), tokens, detail))
+
+    def _is_in_flight(self, request: Request) -> bool:
+        return self._in_flight is not None and any(item.request is request for item in self._in_flight.items)
+
+    def _note_deadline(self, request: Request) -> None:
+        deadline = request.deadline
+        if deadline is not None and (self._next_deadline is None or deadline < self._next_deadline):
+            self._next_deadline = deadline
+
+    def _end_expired(self) -> None:
+        """End what is past its deadline. All requests are looked at only when the earliest known deadline passes."""
+        if self._next_deadline is None or (now := self._clock.now()) < self._next_deadline:
+            return
+        self._next_deadline = None
+        for submission in list(self._submissions.values()):
+            for request in list(submission.live.values()):
+                if request.deadline is not None and request.deadline <= now:
+                    detail = f"deadline passed {now - request.deadline:.3f} s ago, after {request.num_output} tokens"
+                    self._end(request, FinishReason.DEADLINE, detail)
+                else:
+                    self._note_deadline(request)
+
+
+def _output(request: Request, position: int, tokens: tuple[SampledToken, ...], detail: str = "") -> RequestOutput:
+    return RequestOutput(
+        request.id, request.index, position, tokens, request.finish, detail, request.num_prompt, request.num_cached
+    )
