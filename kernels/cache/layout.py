@@ -86,8 +86,10 @@ def read_index_keys(pages_BP: torch.Tensor, index_dim: int) -> tuple[torch.Tenso
 
 
 def _key_view(pages: torch.Tensor, width: int) -> torch.Tensor:
-    return pages[:, : PAGE_TOKENS * width].unflatten(1, (PAGE_TOKENS, width))
+    keys: torch.Tensor = pages[:, : PAGE_TOKENS * width].unflatten(1, (PAGE_TOKENS, width))
+    return keys
 
 
 def _scale_view(pages: torch.Tensor, width: int) -> torch.Tensor:
-    return pages[:, PAGE_TOKENS * width :].unflatten(1, (PAGE_TOKENS, 4))
+    scales: torch.Tensor = pages[:, PAGE_TOKENS * width :].unflatten(1, (PAGE_TOKENS, 4))
+    return scales

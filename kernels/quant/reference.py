@@ -6,6 +6,7 @@ Legend: G groups of 128 along the last dimension.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -45,9 +46,10 @@ def hadamard_matrix(size: int) -> torch.Tensor:
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)), 0)
-    return matrix * size**-0.5
+    return matrix / math.sqrt(size)
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:
     """Rotate the last dimension (a power of two) by the Hadamard matrix: same shape and dtype, float32 inside."""
-    return (x.float() @ hadamard_matrix(x.shape[-1])).to(x.dtype)
+    rotated: torch.Tensor = (x.float() @ hadamard_matrix(x.shape[-1])).to(x.dtype)
+    return rotated

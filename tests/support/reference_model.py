@@ -58,10 +58,8 @@ class ReferenceModel:
             prefix = f"model.layers.{layer}."
             h = h + self._attention(layer, rms(h, self._w(prefix + "input_layernorm"), spec.rms_norm_eps), trace)
             x = rms(h, self._w(prefix + "post_attention_layernorm"), spec.rms_norm_eps)
-            if layer < spec.first_dense_layers:
-                h = h + self._mlp(prefix + "mlp.", x)
-            else:
-                h = h + self._moe(layer, x, trace)
+            dense = layer < spec.first_dense_layers
+            h = h + (self._mlp(prefix + "mlp.", x) if dense else self._moe(layer, x, trace))
             trace.hidden.append(h)
         h = rms(h, self._w("model.norm"), spec.rms_norm_eps)
         return h @ self._w("lm_head").t(), trace

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from baleen.blocks import BLOCK_TOKENS
 from baleen.config import AttentionForm
 from baleen.model_spec import ModelSpec
 from kernels.dsa import reference as dsa
@@ -119,10 +120,10 @@ class Attention:
         num_rows, num_keys = group.hidden_BS.shape
         q_BHQ = latent_q[group.tokens]
         latent_dim = self._spec.kv_lora_rank
-        if group.slots_BS is None:
-            records_BSQ = self._cache.read_blocks(layer, group.blocks_n).view(num_rows, num_keys, -1)
+        if not group.sparse:
+            records_BSQ = self._cache.read_blocks(layer, group.blocks_Bn.flatten()).view(num_rows, num_keys, -1)
             return dsa.attend_rows(q_BHQ, records_BSQ, latent_dim, self._scale, group.hidden_BS)
-        keys, key_scales = self._cache.read_index_blocks(layer, group.blocks_n)
+        keys, key_scales = self._cache.read_index_blocks(layer, group.blocks_Bn.flatten())
         scores_BS = dsa.index_scores(
             queries.index_q[group.tokens],
             queries.index_weights[group.tokens],
@@ -130,7 +131,8 @@ class Attention:
             None if key_scales is None else key_scales.view(num_rows, num_keys),
         ).masked_fill_(group.hidden_BS, dsa.NEGATIVE_INFINITY)
         positions_Bk = dsa.topk_positions(scores_BS, self._spec.index_topk)
-        slots_Bk = group.slots_BS.gather(1, positions_Bk)
+        blocks_Bk = group.blocks_Bn.gather(1, positions_Bk // BLOCK_TOKENS)
+        slots_Bk = blocks_Bk * BLOCK_TOKENS + positions_Bk % BLOCK_TOKENS
         records_BkQ = self._cache.read_slots(layer, slots_Bk.flatten()).view(*slots_Bk.shape, -1)
         return dsa.attend_rows(q_BHQ, records_BkQ, latent_dim, self._scale)
 

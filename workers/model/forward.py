@@ -31,14 +31,14 @@ Array = npt.NDArray[np.int64]
 class RowGroup:
     """Queries with a block table each, padded to the longest.
 
-    tokens: place on the token axis. blocks: [B * S / 64] int64. hidden: [B, S] bool, keys that the row must not see.
-    slots: [B, S] int64, the cache slot of each position; None where the row sees few enough keys to need no indexer.
+    tokens: place on the token axis. blocks: [B, S / 64] int64. hidden: [B, S] bool, keys that the row must not see.
+    sparse: the rows see more keys than they may attend to, so the indexer selects.
     """
 
     tokens: slice
-    blocks_n: torch.Tensor
+    blocks_Bn: torch.Tensor
     hidden_BS: torch.Tensor
-    slots_BS: torch.Tensor | None
+    sparse: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +152,10 @@ def _row_groups(positions: Array, rows: Array, table: Array, dense_limit: int) -
 def _row_group(
     tokens: slice, positions: Array, rows: Array, table: Array, num_blocks: int, *, sparse: bool
 ) -> RowGroup:
-    blocks_Bn = table[rows[tokens], :num_blocks]
     offsets_S = np.arange(num_blocks * BLOCK_TOKENS)
-    slots_BS = None
-    if sparse:
-        slots_BS = np.repeat(blocks_Bn * BLOCK_TOKENS, BLOCK_TOKENS, axis=1) + offsets_S % BLOCK_TOKENS
     return RowGroup(
         tokens=tokens,
-        blocks_n=torch.from_numpy(blocks_Bn.reshape(-1)),
+        blocks_Bn=torch.from_numpy(table[rows[tokens], :num_blocks]),
         hidden_BS=torch.from_numpy(offsets_S[None, :] > positions[tokens, None]),
-        slots_BS=None if slots_BS is None else torch.from_numpy(slots_BS),
+        sparse=sparse,
     )

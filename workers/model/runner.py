@@ -34,8 +34,9 @@ class Runner:
             compute_dtype=COMPUTE_DTYPES[config.model.compute_dtype],
         )
         self._model = DeepseekV32(weights, cache, exchange, attention_form=config.model.attention_form)
-        self._sampler = Sampler(spec.vocab_size, spec.eos_token_ids)
-        self._tables = BlockTables(config.engine.max_running, config.cache.num_blocks)
+        self._sampler = Sampler(spec.vocab_size)
+        most_blocks = min(config.cache.num_blocks, -(-spec.max_positions // BLOCK_TOKENS))
+        self._tables = BlockTables(config.engine.max_running, most_blocks)
 
     def run(self, batch: Batch | None) -> StepResult:
         """Compute a step; with None or an empty batch, only serve this rank's experts to the group."""
@@ -78,18 +79,20 @@ class Runner:
 class BlockTables:
     """Block ids of the running requests as one array, [max_running, most blocks] int64; only what is new is written."""
 
-    def __init__(self, max_running: int, num_blocks: int) -> None:
-        self.array = np.zeros((max_running, num_blocks), dtype=np.int64)
-        self._known: list[tuple[object, int]] = [(None, 0)] * max_running
+    def __init__(self, max_running: int, most_blocks: int) -> None:
+        self.array = np.zeros((max_running, most_blocks), dtype=np.int64)
+        self._generations = [0] * max_running
+        self._lengths = [0] * max_running
 
     def update(self, request: Request) -> None:
-        """Bring the row `request.slot` up to date; starts afresh when another request or generation held it."""
+        """Bring the row `request.slot` up to date; another generation than the one written starts it afresh."""
         slot, blocks = request.slot, request.block_ids
-        owner = (request.id, request.index, request.generation)
-        known_owner, known = self._known[slot]
-        if known_owner != owner:
+        if self._generations[slot] != request.generation:
+            self._generations[slot] = request.generation
             known = 0
-        elif known == len(blocks):
-            return
+        else:
+            known = self._lengths[slot]
+            if known == len(blocks):
+                return
         self.array[slot, known : len(blocks)] = blocks[known:]
-        self._known[slot] = (owner, len(blocks))
+        self._lengths[slot] = len(blocks)

@@ -48,20 +48,16 @@ def check_groups(batch, pieces, table, dense_limit):
         next_place = group.tokens.stop
         num_rows = group.tokens.stop - group.tokens.start
         num_keys = group.hidden_BS.shape[1]
-        blocks = group.blocks_n.view(num_rows, -1)
         needed = 0
         for i, token in enumerate(batch.token_ids_T[group.tokens].tolist()):
             row, offset = divmod(token, 1000)
             seen = pieces[row].start + offset + 1
             needed += -(-seen // 64)
             assert len(pieces[row].token_ids) <= ROWS_PER_ITEM
-            assert (group.slots_BS is not None) == (seen > dense_limit)
+            assert group.sparse == (seen > dense_limit)
             assert group.hidden_BS[i].tolist() == [position >= seen for position in range(num_keys)]
             used = -(-seen // 64)
-            assert blocks[i, :used].tolist() == table[row, :used].tolist()
-            if group.slots_BS is not None:
-                expected = [table[row, p // 64] * 64 + p % 64 for p in range(seen)]
-                assert group.slots_BS[i, :seen].tolist() == expected
+            assert group.blocks_Bn[i, :used].tolist() == table[row, :used].tolist()
         assert num_keys // 64 * num_rows <= PADDING_LIMIT * needed
 
 
