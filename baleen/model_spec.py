@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, NoReturn
 
 from baleen.errors import CheckpointError
 
 QUANT_BLOCK = 128
 """Side of a weight's scale block, and length of an activation's scale group."""
+
+
+def scale_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Shape of the scales of a float8 matrix: one per block of 128 by 128, ragged blocks included (576 rows: 5)."""
+    return -(-rows // QUANT_BLOCK), -(-columns // QUANT_BLOCK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,19 +90,21 @@ _REQUIRED_TEXT = {
 }
 
 
-def load_model_spec(directory: Path) -> ModelSpec:
-    """Read and validate `config.json` in `directory`.
+def load_model_spec(location: Path) -> ModelSpec:
+    """Read and validate the `config.json` in a directory, or the config file that `location` itself is.
 
     Raises CheckpointError that names the field, its value and what is allowed.
     """
-    path = directory / "config.json"
+    path = location if location.is_file() else location / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: not found; a checkpoint directory holds config.json and safetensors files"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: holds {type(raw).__name__}, expected an object")
@@ -131,8 +139,8 @@ def model_spec_from_config(raw: Mapping[str, Any], *, source: str = "config.json
     eos = raw.get("eos_token_id", 1)
     vocab = read.integer("vocab_size", low=2, high=2**31 - 1)
     eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if any(not isinstance(token, int) or not 0 <= token < vocab for token in eos_ids):
-        read.refuse("eos_token_id", eos, f"token ids below vocab_size ({vocab})")
+    if not eos_ids or any(type(token) is not int or not 0 <= token < vocab for token in eos_ids):
+        read.refuse("eos_token_id", eos, f"one or more token ids below vocab_size ({vocab})")
     return ModelSpec(
         vocab_size=vocab,
         hidden_size=read.integer("hidden_size", low=1, high=2**20),
@@ -195,8 +203,9 @@ def _quantised(read: _Fields) -> bool:
     inner = _Fields(section, f"{read.source}: quantization_config")
     inner.text("quant_method", "fp8")
     inner.text("fmt", "e4m3")
-    if list(section.get("weight_block_size", [])) != [QUANT_BLOCK, QUANT_BLOCK]:
-        inner.refuse("weight_block_size", section.get("weight_block_size"), f"[{QUANT_BLOCK}, {QUANT_BLOCK}]")
+    block = section.get("weight_block_size")
+    if block != [QUANT_BLOCK, QUANT_BLOCK]:
+        inner.refuse("weight_block_size", block, f"[{QUANT_BLOCK}, {QUANT_BLOCK}]")
     return True
 
 
@@ -207,7 +216,7 @@ class _Fields:
         self.raw = raw
         self.source = source
 
-    def refuse(self, name: str, value: object, allowed: str) -> Any:
+    def refuse(self, name: str, value: object, allowed: str) -> NoReturn:
         raise CheckpointError(f"{self.source}: {name} is {value!r}, must be {allowed}")
 
     def _get(self, name: str, default: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The commands of `baleen`, one file each."""

@@ -1,0 +1,1 @@
+"""Block-scaled float8: weights, activations, Hadamard rotation."""
