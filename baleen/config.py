@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from baleen.errors import ConfigError
 
 ComputeDtype = Literal["float32", "bfloat16"]
 CacheDtype = Literal["float32", "bfloat16", "float8"]
 AttentionForm = Literal["auto", "mha", "absorbed"]
+Level = Literal["info", "warning", "error", "off"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -144,9 +145,15 @@ class ParallelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankConfig:
-    """Everything that one rank process needs to know."""
+    """Everything that one rank process needs to know. log_level: the least that goes to its log."""
 
     model: ModelConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    log_level: Level = "info"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on an unknown choice."""
+        levels = get_args(Level)
+        _require(self.log_level in levels, f"log_level is {self.log_level!r}, must be one of {', '.join(levels)}")

@@ -1,0 +1,52 @@
+"""The command line: finds the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from baleen.errors import BaleenError
+
+COMMANDS = {
+    "generate": ("cluster.commands.generate", "generate from prompts with a local group of ranks"),
+    "checkpoint": ("cluster.commands.checkpoint", "make, inspect or verify a checkpoint"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    args = _parser(words).parse_args(words)
+    try:
+        return int(args.run(args))
+    except BaleenError as error:
+        sys.stderr.write(f"baleen: error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # whoever read our output has gone; nothing is left to say, and closing stdout would fail again
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Only the command that was named is imported, since some import torch, which takes seconds."""
+    parser = argparse.ArgumentParser(prog="baleen", description="Serve DeepSeek-V3.2.")
+    parser.add_argument("--version", action="version", version=f"baleen {version('baleen')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
+    named = next((word for word in words if not word.startswith("-")), None)
+    for name, (module, about) in COMMANDS.items():
+        if name == named:
+            import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=about)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""The step loop: what happens in which order, when it sleeps, how it drains, and that everyone is answered."""
+
+import dataclasses
+
+import pytest
+
+from baleen.config import EngineConfig, ModelConfig, ParallelConfig, RankConfig
+from baleen.errors import EpochEnded
+from baleen.ids import RequestId
+from baleen.sampling import SamplingParams
+from tests.support.clock import ManualClock
+from tests.support.engine import EOS, FINGERPRINT, VOCAB_SIZE, FakeModel, expected_output, make_request, prompt_of
+from tests.support.fake_group import FakeGroup
+from workers.cache.blocks import BlockCache
+from workers.engine.batch import FinishReason, StepResult
+from workers.engine.inbox import Inbox
+from workers.engine.loop import DRAINED, LOAD_INTERVAL_S, StepLoop
+from workers.engine.messages import Abort, Drain, Refused, StepReport, Submit
+from workers.engine.scheduler import Scheduler
+
+
+@dataclasses.dataclass
+class Spec:
+    """The part of a ModelSpec that the loop reads."""
+
+    vocab_size: int = VOCAB_SIZE
+    eos_token_ids: tuple[int, ...] = (EOS,)
+
+
+class Rank:
+    """A loop over a real scheduler, a fake model and a fake group. `journal` lists what happened, in order."""
+
+    def __init__(self, *, world_size=1, max_running=8, max_batch_tokens=256, max_chunk_tokens=256, max_waiting=64):
+        self.journal = []
+        self.events = []
+        self.clock = ManualClock()
+        self.group = FakeGroup(world_size=world_size, journal=self.journal)
+        self.inbox = Inbox()
+        self.blocks = BlockCache(32, FINGERPRINT)
+        self.model = FakeModel(self.blocks)
+        config = RankConfig(
+            model=ModelConfig(path="none"),
+            engine=EngineConfig(
+                audit="step",
+                max_batch_tokens=max_batch_tokens,
+                max_chunk_tokens=max_chunk_tokens,
+                max_running=max_running,
+                max_waiting=max_waiting,
+            ),
+            parallel=ParallelConfig(drain_timeout_s=30.0),
+        )
+        self.scheduler = Scheduler(config.engine, self.blocks, self.clock, max_context=1024)
+        self.loop = StepLoop(
+            config,
+            Spec(),
+            scheduler=self.scheduler,
+            runner=self,
+            group=self.group,
+            inbox=self.inbox,
+            emit=self.emit,
+            clock=self.clock,
+        )
+        self.error = None
+
+    def run(self, batch):
+        self.journal.append("run" if batch else "serve")
+        self.clock.advance(0.01)
+        if self.error is not None:
+            raise self.error
+        return self.model.run(batch) if batch else StepResult(())
+
+    def emit(self, event):
+        self.journal.append("emit")
+        self.events.append(event)
+
+    def submit(self, name, prompt=(1, 2, 3), *, deadline=None, **sampling):
+        sampling = {"max_tokens": 3, "temperature": 0.0, "ignore_eos": True, "seed": 7, **sampling}
+        self.inbox.put(
+            Submit(
+                request_id=RequestId(name),
+                token_ids=tuple(prompt),
+                sampling=SamplingParams(**sampling),
+                deadline=deadline,
+            )
+        )
+
+    def steps(self, count):
+        for _ in range(count):
+            self.loop.step()
+
+    @property
+    def outputs(self):
+        return [output for event in self.events if isinstance(event, StepReport) for output in event.outputs]
+
+    @property
+    def refused(self):
+        return [event for event in self.events if isinstance(event, Refused)]
+
+    def tokens_of(self, name):
+        return [token.token_id for o in self.outputs if o.request_id == name for token in o.tokens]
+
+    def finishes(self):
+        return [(o.request_id, o.index, o.finish) for o in self.outputs if o.finish]
+
+
+def test_a_request_runs_to_its_end_with_the_model_s_own_tokens():
+    rank = Rank()
+    rank.submit("a", max_tokens=5)
+    rank.steps(6)
+    tokens, finish = expected_output(make_request("a", [1, 2, 3], max_tokens=5))
+    assert rank.tokens_of("a") == tokens
+    assert rank.finishes() == [("a", 0, finish)]
+    assert rank.group.steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_outputs_leave_only_after_the_next_agreement():
+    rank = Rank()
+    rank.submit("a")
+    rank.loop.step()
+    assert rank.journal.count("run") == 1 and rank.outputs == []
+    rank.loop.step()
+    order = [entry for entry in rank.journal if entry in ("agree", "run", "emit")]
+    assert order == ["agree", "run", "agree", "emit", "run"]
+    assert len(rank.outputs) == 1
+
+
+def test_outputs_of_a_step_that_not_all_finished_never_leave():
+    rank = Rank()
+    rank.submit("a")
+    rank.loop.step()
+    rank.group.ended = "rank 1 closed its connection"
+    with pytest.raises(EpochEnded, match="rank 1"):
+        rank.loop.step()
+    assert rank.events == []
+
+
+def test_a_rank_that_slept_through_the_end_emits_nothing():
+    rank = Rank()
+    rank.submit("a")
+    rank.loop.step()
+    rank.group.suspended = True
+    with pytest.raises(EpochEnded, match="suspended"):
+        rank.loop.step()
+    assert rank.events == []
+
+
+def test_one_message_per_step_carries_everything_new():
+    rank = Rank()
+    for name in "abc":
+        rank.submit(name)
+    rank.steps(2)
+    (report,) = rank.events
+    assert [output.request_id for output in report.outputs] == ["a", "b", "c"]
+    assert report.load.num_running == 3 and report.load.running_tokens == 12
+    assert report.load.free_blocks == 29
+    assert report.load.prefill_tokens_per_s == pytest.approx(9 / 0.01)
+
+
+def test_speeds_of_prefill_and_decode_are_measured_apart():
+    rank = Rank()
+    rank.submit("a", max_tokens=4)
+    rank.submit("b", max_tokens=4)
+    rank.steps(3)
+    load = rank.events[-1].load
+    assert load.decode_tokens_per_s == pytest.approx(2 / 0.01)
+    assert load.prefill_tokens_per_s == pytest.approx(6 / 0.01)
+
+
+def test_a_long_prefill_reports_its_load_now_and_then_without_outputs():
+    rank = Rank(max_chunk_tokens=8, max_batch_tokens=8)
+    rank.submit("a", prompt_of(256))
+    rank.steps(12)
+    assert rank.outputs == []
+    # a step takes 0.01 s
+    assert len(rank.events) == 12 * 0.01 // LOAD_INTERVAL_S == 1
+
+
+def test_an_idle_rank_serves_the_experts_of_a_busy_one():
+    rank = Rank(world_size=2)
+    rank.group.peer_tokens = [5, 1]
+    rank.steps(3)
+    assert rank.journal.count("serve") == 2 and rank.journal.count("run") == 0
+    assert rank.journal[-1] == "wait"
+
+
+def test_the_loop_sleeps_only_when_no_rank_has_a_token():
+    rank = Rank(world_size=2)
+    rank.submit("a", max_tokens=1)
+    rank.group.peer_tokens = [0, 3, 0]
+    rank.steps(2)
+    assert "wait" not in rank.journal
+    rank.steps(1)
+    assert rank.journal[-1] == "wait"
+
+
+def test_a_sleep_without_work_goes_on_without_an_exchange():
+    rank = Rank()
+    naps = iter([False, False, False, True])
+    rank.group.on_wait = lambda timeout_s: next(naps)
+    rank.loop.step()
+    assert rank.journal.count("wait") == 4 and rank.journal.count("agree") == 1
+
+
+def test_the_last_outputs_leave_before_the_sleep():
+    rank = Rank()
+    rank.submit("a", max_tokens=1)
+    rank.steps(2)
+    assert rank.finishes() == [("a", 0, FinishReason.LENGTH)]
+    assert rank.journal.index("emit") < rank.journal.index("wait")
+
+
+def test_an_idle_rank_that_wakes_for_nothing_repeats_no_load():
+    rank = Rank()
+    rank.submit("a", max_tokens=1)
+    rank.steps(6)
+    assert rank.journal.count("emit") == 1
+
+
+def test_a_request_aborted_between_steps_ends_as_cancelled_and_once():
+    rank = Rank()
+    rank.submit("a", max_tokens=100)
+    rank.submit("b", max_tokens=3)
+    rank.steps(2)
+    rank.inbox.put(Abort(RequestId("a")))
+    rank.inbox.put(Abort(RequestId("a")))
+    rank.inbox.put(Abort(RequestId("never seen")))
+    rank.steps(4)
+    assert rank.finishes() == [("a", 0, FinishReason.CANCELLED), ("b", 0, FinishReason.LENGTH)]
+    assert len(rank.tokens_of("a")) == 2
+    assert rank.blocks.num_held == 0
+
+
+def test_one_completion_of_several_can_be_aborted():
+    rank = Rank()
+    rank.submit("a", n=3, max_tokens=4)
+    rank.steps(2)
+    rank.inbox.put(Abort(RequestId("a"), 1))
+    rank.steps(7)
+    assert sorted(rank.finishes(), key=lambda end: end[1]) == [
+        ("a", 0, FinishReason.LENGTH),
+        ("a", 1, FinishReason.CANCELLED),
+        ("a", 2, FinishReason.LENGTH),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "error", "field"),
+    [
+        ((), {}, "InvalidRequest", "prompt"),
+        ((1, VOCAB_SIZE), {}, "InvalidRequest", "prompt"),
+        ((1,), {"max_tokens": 2000}, "InvalidRequest", "max_tokens"),
+        ((1,), {"stop_token_ids": frozenset({VOCAB_SIZE})}, "InvalidRequest", "stop_token_ids"),
+        ((1,), {"n": 65}, "CapacityError", None),
+    ],
+)
+def test_a_request_that_cannot_run_is_refused_with_its_reason_and_no_other_suffers(prompt, sampling, error, field):
+    rank = Rank()
+    rank.submit("bad", prompt, **sampling)
+    rank.submit("good")
+    rank.steps(5)
+    (refused,) = rank.refused
+    assert (refused.request_id, refused.error, refused.field) == ("bad", error, field)
+    assert rank.finishes() == [("good", 0, FinishReason.LENGTH)]
+
+
+def test_an_id_in_use_is_refused_and_can_be_used_again_after_its_end():
+    rank = Rank()
+    rank.submit("a", max_tokens=2)
+    rank.steps(1)
+    rank.submit("a", max_tokens=2)
+    rank.steps(3)
+    assert [r.field for r in rank.refused] == ["id"]
+    rank.submit("a", max_tokens=2)
+    rank.steps(3)
+    assert rank.finishes() == [("a", 0, FinishReason.LENGTH)] * 2
+
+
+def test_a_deadline_that_passes_ends_the_request_with_what_it_has():
+    rank = Rank()
+    rank.submit("a", max_tokens=100, deadline=rank.clock.now() + 0.035)
+    rank.steps(8)
+    assert rank.finishes() == [("a", 0, FinishReason.DEADLINE)]
+    assert len(rank.tokens_of("a")) == 4
+
+
+def test_a_draining_rank_finishes_what_runs_and_refuses_what_comes():
+    rank = Rank()
+    rank.submit("a", max_tokens=4)
+    rank.steps(1)
+    rank.inbox.put(Drain("SIGTERM received"))
+    rank.submit("late")
+    assert rank.loop.run() == "SIGTERM received"
+    assert rank.finishes() == [("a", 0, FinishReason.LENGTH)]
+    (refused,) = rank.refused
+    assert (refused.request_id, refused.error) == ("late", "DrainingError")
+    assert "SIGTERM received" in refused.message
+
+
+def test_what_is_left_when_the_time_to_drain_is_over_fails_and_can_continue_elsewhere():
+    rank = Rank(max_running=1)
+    rank.submit("running", max_tokens=500)
+    rank.submit("waiting", n=2)
+    rank.steps(3)
+    rank.inbox.put(Drain("SIGTERM received", 0.05))
+    rank.loop.run()
+    ends = [(o.request_id, o.index, o.finish, o.detail) for o in rank.outputs if o.finish]
+    assert sorted(ends) == [
+        ("running", 0, FinishReason.FAILED, DRAINED),
+        ("waiting", 0, FinishReason.FAILED, DRAINED),
+        ("waiting", 1, FinishReason.FAILED, DRAINED),
+    ]
+    tokens, _ = expected_output(make_request("running", [1, 2, 3], max_tokens=500))
+    assert rank.tokens_of("running") == tokens[:8], "three steps, and five of 0.01 s until the time was over"
+    assert rank.blocks.num_held == 0
+
+
+def test_a_client_s_abort_while_draining_stays_cancelled():
+    rank = Rank()
+    rank.submit("a", max_tokens=500)
+    rank.steps(2)
+    rank.inbox.put(Drain("SIGTERM received"))
+    rank.inbox.put(Abort(RequestId("a")))
+    rank.loop.run()
+    assert rank.finishes() == [("a", 0, FinishReason.CANCELLED)]
+
+
+def test_a_second_drain_shortens_the_time_and_never_lengthens_it():
+    rank = Rank()
+    rank.submit("a", max_tokens=500)
+    rank.steps(2)
+    rank.inbox.put(Drain("first", 0.0))
+    rank.inbox.put(Drain("second", 1000.0))
+    assert rank.loop.run() == "first"
+    rank = Rank()
+    rank.submit("a", max_tokens=500)
+    rank.steps(2)
+    rank.inbox.put(Drain("first", 1000.0))
+    rank.inbox.put(Drain("second", 0.0))
+    rank.loop.run()
+    assert len(rank.tokens_of("a")) == 2
+
+
+def test_draining_spreads_through_the_group_and_all_leave_together():
+    rank = Rank(world_size=2)
+    rank.submit("a", max_tokens=5)
+    rank.steps(1)
+    rank.group.peer_draining = True
+    rank.group.peer_tokens = [1] * 6
+    rank.steps(1)
+    rank.submit("late")
+    reason = rank.loop.run()
+    assert "rank 1 of the group drains" in reason
+    assert [r.error for r in rank.refused] == ["DrainingError"]
+    assert rank.finishes() == [("a", 0, FinishReason.LENGTH)]
+    assert rank.group.peer_tokens == [], "it left while the peer still had tokens to compute"
+
+
+def test_a_drained_rank_waits_for_a_peer_that_does_not_drain_yet():
+    rank = Rank(world_size=2)
+    rank.inbox.put(Drain("SIGTERM received"))
+    waits = []
+
+    def wait(timeout_s):
+        waits.append(timeout_s)
+        rank.group.peer_draining = len(waits) == 3
+        return False
+
+    rank.group.on_wait = wait
+    rank.loop.run()
+    assert len(waits) == 3 and max(waits) < 0.1
+
+
+def test_a_request_that_comes_with_the_leaving_is_answered():
+    rank = Rank()
+    rank.inbox.put(Drain("SIGTERM received"))
+    exchange = rank.group.exchange
+
+    def late(step, num_tokens, *, draining=False):
+        rank.submit("late")
+        return exchange(step, num_tokens, draining=draining)
+
+    rank.group.exchange = late
+    rank.loop.run()
+    assert [(r.request_id, r.error) for r in rank.refused] == [("late", "DrainingError")]
+    assert not rank.inbox.put(Abort(RequestId("x"))), "whoever comes later is told that nobody reads"
+
+
+def test_an_error_of_the_model_comes_out_of_the_loop_and_its_step_stays_unspoken():
+    rank = Rank()
+    rank.submit("a", max_tokens=5)
+    rank.steps(2)
+    rank.error = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rank.loop.run()
+    tokens, _ = expected_output(make_request("a", [1, 2, 3], max_tokens=5))
+    assert rank.tokens_of("a") == tokens[:2]
+
+
+def test_a_command_wakes_the_group_only_once_it_is_connected():
+    rank = Rank()
+    rank.submit("a")
+    assert rank.journal == []
+    rank.inbox.connect(rank.group.notify)
+    assert rank.journal == ["notify"]
+    rank.submit("b")
+    assert rank.journal == ["notify", "notify"]

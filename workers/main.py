@@ -1,0 +1,161 @@
+"""The rank process: reads its configuration, joins its group, loads, serves commands from stdin, drains and leaves.
+
+usage: python -m workers.main --config FILE      FILE: a baleen.config.RankConfig as JSON
+
+Commands come as JSON lines on stdin, events leave as JSON lines on stdout, the log goes to stderr. Exit codes: 0
+drained, 2 configuration, 3 checkpoint, 70 a fault of this rank, 75 the epoch ended (another rank was lost).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from baleen.clock import Clock, SystemClock
+from baleen.config import RankConfig
+from baleen.config_file import load_rank_config
+from baleen.errors import BaleenError, ConfigError, EpochEnded
+from baleen.ids import Epoch, new_incarnation
+from baleen.telemetry import Log, write_stderr
+from workers.engine.inbox import Inbox
+from workers.engine.loop import StepLoop
+from workers.engine.messages import HealthReport, Ready
+from workers.lifecycle import Lifecycle
+from workers.stdio import CommandReader, EventWriter, claim_stdout
+
+if TYPE_CHECKING:
+    from workers.parallel.group import Group
+    from workers.startup import Engine, Timeline
+
+
+class RankProcess:
+    """One rank from its configuration to the end of the process; the only place that puts its parts together."""
+
+    def __init__(self, config: RankConfig, events: int, *, clock: Clock, log: Log) -> None:
+        """`events`: file descriptor that events are written to."""
+        self._config = config
+        self._clock = clock
+        self._log = log
+        self._incarnation = new_incarnation()
+        self._started_at = clock.now()
+        self._group: Group | None = None
+        self._inbox = Inbox()
+        self._lifecycle = Lifecycle(config.parallel.rank, self._inbox, log)
+        # before the first thread, which would otherwise take the signals
+        self._lifecycle.watch_signals()
+        self._writer = EventWriter(events, on_broken=self._lifecycle.supervisor_gone)
+        self._lifecycle.writes_to(self._writer)
+        self._reader = CommandReader(
+            0,
+            self._inbox,
+            emit=self._writer.emit,
+            health=self.health,
+            on_end=self._lifecycle.supervisor_gone,
+            clock=clock,
+        )
+
+    def run(self) -> None:
+        """Everything; ends the process."""
+        self._reader.start()
+        try:
+            self._lifecycle.end(self._serve(), 0)
+        except EpochEnded as error:
+            self._lifecycle.leave_epoch(error.cause)
+        except Exception as error:
+            if not isinstance(error, BaleenError) or error.exit_code == BaleenError.exit_code:
+                write_stderr(traceback.format_exc())
+            self._lifecycle.fail(error, self.health().phase)
+
+    def health(self) -> HealthReport:
+        """Progress of the main thread; for any thread."""
+        if self._group is None:
+            seconds = self._clock.now() - self._started_at
+            return HealthReport(self._config.parallel.rank, -1, "joining", seconds, None)
+        health = self._group.health()
+        return HealthReport(health.rank, health.step, health.phase, health.seconds_in_phase, health.ended)
+
+    def _serve(self) -> str:
+        """Start, run the step loop until the group has drained, and leave; returns why it did."""
+        begin = self._clock.now()
+        # torch and all that needs it, which takes seconds: after the configuration is known to be good
+        from workers import startup
+
+        timeline = startup.Timeline(self._clock)
+        timeline.add("import", self._clock.now() - begin)
+        group = self._group = startup.join(
+            self._config,
+            timeline,
+            on_end=self._lifecycle.epoch_ended,
+            clock=self._clock,
+            incarnation=self._incarnation,
+        )
+        self._lifecycle.joined(group)
+        engine = startup.load(self._config, group, timeline, clock=self._clock)
+        loop = StepLoop(
+            self._config,
+            engine.spec,
+            scheduler=engine.scheduler,
+            runner=engine.runner,
+            group=group,
+            inbox=self._inbox,
+            emit=self._writer.emit,
+            clock=self._clock,
+        )
+        self._inbox.connect(group.notify)
+        self._lifecycle.serving()
+        self._announce(engine, timeline)
+        reason = loop.run()
+        group.close()
+        self._log.info("drained", reason=reason)
+        return reason
+
+    def _announce(self, engine: Engine, timeline: Timeline) -> None:
+        parallel = self._config.parallel
+        self._log.info(
+            "ready",
+            blocks=self._config.cache.num_blocks,
+            model=engine.fingerprint.hex(),
+            **{f"{name.replace(' ', '_')}_s": seconds for name, seconds in timeline.parts},
+        )
+        self._writer.emit(
+            Ready(
+                rank=parallel.rank,
+                world_size=parallel.world_size,
+                epoch=Epoch(parallel.epoch),
+                incarnation=self._incarnation,
+                pid=os.getpid(),
+                model_fingerprint=engine.fingerprint.hex(),
+                vocab_size=engine.spec.vocab_size,
+                max_context=engine.max_context,
+                eos_token_ids=engine.spec.eos_token_ids,
+                num_blocks=self._config.cache.num_blocks,
+                startup=timeline.parts,
+            )
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one rank. Ends the process."""
+    parser = argparse.ArgumentParser(prog="python -m workers.main", description="One rank of a baleen group.")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the rank's configuration, JSON")
+    events = claim_stdout()
+    path = parser.parse_args(arguments).config
+    try:
+        config = load_rank_config(path)
+    except ConfigError as error:
+        Log().error("configuration refused", error=str(error))
+        sys.exit(error.exit_code)
+    # Before torch loads OpenMP, whose threads would spin while they wait: with more runnable threads than processors
+    # (other ranks, the control threads) each barrier then costs a time slice instead of microseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log = Log(config.log_level, rank=config.parallel.rank)
+    RankProcess(config, events, clock=SystemClock(), log=log).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Starting a rank: everything between its configuration and its first request, in order, with the time of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from baleen.clock import Clock
+from baleen.config import RankConfig
+from baleen.errors import ConfigError
+from baleen.ids import Incarnation
+from baleen.model_spec import ModelSpec
+from workers.cache.blocks import BlockCache
+from workers.engine.scheduler import Scheduler
+from workers.model.checkpoint import Checkpoint
+from workers.model.loading import load_weights
+from workers.model.runner import COMPUTE_DTYPES, Runner
+from workers.parallel.group import Group
+from workers.parallel.join import open_group
+
+READY_TIMEOUT_S = 24 * 3600.0
+"""Longest wait for the other ranks to load; a rank that dies or stops meanwhile is noticed by its heartbeat."""
+
+
+class Timeline:
+    """Seconds of each part of the start, in order."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._parts: list[tuple[str, float]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block as the next part."""
+        begin = self._clock.now()
+        yield
+        self.add(name, self._clock.now() - begin)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Note a part that was timed elsewhere."""
+        self._parts.append((name, seconds))
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """All parts so far."""
+        return tuple(self._parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a step loop runs, ready for requests. max_context: most tokens of prompt and output."""
+
+    spec: ModelSpec
+    fingerprint: bytes
+    max_context: int
+    scheduler: Scheduler
+    runner: Runner
+
+
+def join(
+    config: RankConfig, timeline: Timeline, *, on_end: Callable[[str], None], clock: Clock, incarnation: Incarnation
+) -> Group:
+    """Meet the other ranks; from here on each learns of the others' failures. Raises EpochEnded, ConfigError."""
+    if config.model.num_threads:
+        torch.set_num_threads(config.model.num_threads)
+    with timeline.part("join"):
+        return open_group(config.parallel, on_end, clock=clock, incarnation=incarnation)
+
+
+def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) -> Engine:
+    """Load the weights, allocate the cache and warm up, together with the group's other ranks.
+
+    Raises CheckpointError, ConfigError, EpochEnded.
+    """
+    group.report("load")
+    with Checkpoint.open(config.model.path) as checkpoint:
+        weights, times = load_weights(
+            checkpoint,
+            rank=group.rank,
+            world_size=group.world_size,
+            compute_dtype=COMPUTE_DTYPES[config.model.compute_dtype],
+            progress=group.rank == 0,
+        )
+    timeline.add("open", times.open_s)
+    timeline.add("read", times.read_s)
+    timeline.add("convert", times.convert_s)
+    max_context = _max_context(config, weights.spec)
+    fingerprint = weights.fingerprint + _record_format(config)
+    blocks = BlockCache(config.cache.num_blocks, fingerprint)
+    scheduler = Scheduler(config.engine, blocks, clock, max_context=max_context)
+    with timeline.part("allocate"):
+        runner = Runner(weights, config, group.expert_exchange(weights.spec.num_experts))
+    with timeline.part("await others"):
+        group.await_all("loaded", READY_TIMEOUT_S)
+    group.report("warm up")
+    with timeline.part("warm up"):
+        runner.warm_up()
+    group.await_all("warm", READY_TIMEOUT_S)
+    return Engine(weights.spec, weights.fingerprint, max_context, scheduler, runner)
+
+
+def _max_context(config: RankConfig, spec: ModelSpec) -> int:
+    asked = config.engine.max_context
+    if asked > spec.max_positions:
+        raise ConfigError(f"engine.max_context is {asked}, the model has {spec.max_positions} positions")
+    return asked or spec.max_positions
+
+
+def _record_format(config: RankConfig) -> bytes:
+    """Names all that decides what stands in a cached block beside the checkpoint."""
+    model = config.model
+    return f"|{model.compute_dtype}|{config.cache.dtype}|hadamard={model.hadamard}".encode()
