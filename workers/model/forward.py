@@ -92,14 +92,14 @@ def build_forward_batch(pieces: Sequence[Piece], table: Array, dense_limit: int)
     table: [rows, most blocks] int64 block ids. dense_limit: contexts up to this length need no indexer (index_topk).
     Returns the batch and, for each row of its logits, the index of the piece that it belongs to.
     """
-    short = [i for i, piece in enumerate(pieces) if len(piece.token_ids) <= ROWS_PER_ITEM]
+    sizes = [len(piece.token_ids) for piece in pieces]
+    short = [i for i, size in enumerate(sizes) if size <= ROWS_PER_ITEM]
     short.sort(key=lambda i: pieces[i].start)
-    long = [i for i, piece in enumerate(pieces) if len(piece.token_ids) > ROWS_PER_ITEM]
-    order = short + long
+    order = short + [i for i, size in enumerate(sizes) if size > ROWS_PER_ITEM]
     ids = [token for i in order for token in pieces[i].token_ids]
-    lengths = np.fromiter((len(pieces[i].token_ids) for i in order), np.int64, len(order))
-    starts = np.fromiter((pieces[i].start for i in order), np.int64, len(order))
-    table_rows = np.fromiter((pieces[i].row for i in order), np.int64, len(order))
+    lengths = np.array([sizes[i] for i in order], dtype=np.int64)
+    starts = np.array([pieces[i].start for i in order], dtype=np.int64)
+    table_rows = np.array([pieces[i].row for i in order], dtype=np.int64)
     ends = np.cumsum(lengths)
     # position of each token: its piece's start plus its place in the piece
     positions = np.arange(len(ids)) + np.repeat(starts - (ends - lengths), lengths)
@@ -133,18 +133,18 @@ def _num_blocks(num_tokens: int) -> int:
 def _row_groups(positions: Array, rows: Array, table: Array, dense_limit: int) -> list[RowGroup]:
     """Split rows, whose positions nearly ascend, into groups of one kind and of bounded padding."""
     groups = []
+    blocks = (positions // BLOCK_TOKENS + 1).tolist()
+    sparse = (positions >= dense_limit).tolist()
     first = 0
-    while first < len(positions):
-        sparse = positions[first] >= dense_limit
+    while first < len(blocks):
         needed = longest = 0
         end = first
-        while end < len(positions) and (positions[end] >= dense_limit) == sparse:
-            longest_with = max(longest, _num_blocks(int(positions[end]) + 1))
-            needed_with = needed + _num_blocks(int(positions[end]) + 1)
+        while end < len(blocks) and sparse[end] == sparse[first]:
+            longest_with, needed_with = max(longest, blocks[end]), needed + blocks[end]
             if longest_with * (end - first + 1) > PADDING_LIMIT * needed_with:
                 break
             longest, needed, end = longest_with, needed_with, end + 1
-        groups.append(_row_group(slice(first, end), positions, rows, table, longest, sparse=bool(sparse)))
+        groups.append(_row_group(slice(first, end), positions, rows, table, longest, sparse=sparse[first]))
         first = end
     return groups
 

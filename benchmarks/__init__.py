@@ -1,0 +1,1 @@
+"""Measurements: each module prints JSON, `benchmarks.run` runs all and writes a dated report."""
