@@ -53,10 +53,17 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingFailure:
+    """No token can be chosen for a request, for example since everything is forbidden. It ends that request alone."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The model's answer to a Batch: one entry per item, None where the item does not sample."""
 
-    sampled: tuple[SampledToken | None, ...]
+    sampled: tuple[SampledToken | SamplingFailure | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

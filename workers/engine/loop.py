@@ -181,19 +181,18 @@ class StepLoop:
     def _rest(self, agreement: Agreement) -> None:
         """Nobody has a token to compute: leave if all want to, else sleep until something comes."""
         if agreement.may_leave:
-            self._leave(agreement)
+            self._leave()
         elif agreement.any_draining:
             self._group.wait_for_work(GATHER_WAIT_S)
         else:
             while not self._group.wait_for_work(IDLE_WAIT_S):
                 pass
 
-    def _leave(self, agreement: Agreement) -> None:
-        """Answer everyone who still waits for an answer, and end the loop."""
+    def _leave(self) -> None:
+        """Answer what came since the last look at the inbox, and end the loop."""
         for command in self._inbox.close():
             self._obey(command)
-        self._fail_all()
-        self._emit_outputs(agreement)
+        assert not self._scheduler.has_work, "a rank without a token to compute has no request"
         self._left = True
 
     def _fail_all(self) -> None:

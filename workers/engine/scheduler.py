@@ -17,7 +17,15 @@ from baleen.errors import CapacityError, InvalidRequest
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.ledger import AccountingError
-from workers.engine.batch import Batch, BatchItem, FinishReason, RequestOutput, SampledToken, StepResult
+from workers.engine.batch import (
+    Batch,
+    BatchItem,
+    FinishReason,
+    RequestOutput,
+    SampledToken,
+    SamplingFailure,
+    StepResult,
+)
 from workers.engine.policy import OrderedRequests, admission_reserve, chunk_tokens, place_in_order, require_fit
 from workers.engine.request import Request, RequestState
 from workers.engine.waiting import WaitingRequests
@@ -171,6 +179,9 @@ class Scheduler:
             request.advance(item.num_tokens)
             self._blocks.register_computed(request)
             if sampled is None:
+                continue
+            if isinstance(sampled, SamplingFailure):
+                self._end(request, FinishReason.FAILED, sampled.detail)
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)

@@ -8,9 +8,9 @@ import torch
 from baleen.blocks import BLOCK_TOKENS
 from baleen.config import RankConfig
 from workers.cache.tensors import allocate_cache
-from workers.engine.batch import Batch, BatchItem, SampledToken, StepResult
+from workers.engine.batch import Batch, BatchItem, SampledToken, SamplingFailure, StepResult
 from workers.engine.request import Request
-from workers.engine.sampler import Sampler
+from workers.engine.sampler import Sampler, SamplingError
 from workers.model.deepseek_v32 import DeepseekV32
 from workers.model.forward import ForwardBatch, Piece, build_forward_batch
 from workers.model.weights import Weights
@@ -43,12 +43,22 @@ class Runner:
         items = batch.items if batch is not None else ()
         step, owners = self._forward_batch(items)
         logits_NV = self._model.forward(step)
-        sampled: list[SampledToken | None] = [None] * len(items)
+        sampled: list[SampledToken | SamplingFailure | None] = [None] * len(items)
         if owners:
-            tokens = self._sampler.sample(logits_NV, [items[owner].request for owner in owners])
+            tokens = self._sample(logits_NV, [items[owner].request for owner in owners])
             for owner, token in zip(owners, tokens, strict=True):
                 sampled[owner] = token
         return StepResult(tuple(sampled))
+
+    def _sample(self, logits_NV: torch.Tensor, requests: list[Request]) -> list[SampledToken | SamplingFailure]:
+        """One answer for each request; one that nothing can be chosen for fails alone, and the rest are drawn again."""
+        try:
+            return [*self._sampler.sample(logits_NV, requests)]
+        except SamplingError as error:
+            failed = [request.id == error.request_id and request.index == error.index for request in requests]
+            rest = [request for request, bad in zip(requests, failed, strict=True) if not bad]
+            answers = iter(self._sample(logits_NV[~torch.tensor(failed)], rest) if rest else ())
+            return [SamplingFailure(str(error)) if bad else next(answers) for bad in failed]
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [N, V] of the batch's sampling items, in item order."""

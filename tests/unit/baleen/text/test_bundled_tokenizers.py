@@ -1,3 +1,5 @@
+"""The bundled tokenizers: every text and every token stream survives."""
+
 import json
 import shutil
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Text and stop of a completion against the definition, for every grouping of tokens."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""Streamed text against the whole, for every cut into tokens and for broken bytes."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

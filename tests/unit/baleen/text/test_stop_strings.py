@@ -1,3 +1,5 @@
+"""Stop strings against a search of the whole text, for every cut."""
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

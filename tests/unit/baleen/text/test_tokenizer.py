@@ -1,10 +1,12 @@
+"""The tokenizer against the library it wraps, and files that it refuses."""
+
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
+from tokenizers import decoders, models, processors
 
 from baleen.errors import CheckpointError, InvalidRequest
 from baleen.text.tokenizer import Tokenizer, load_tokenizer
@@ -53,6 +55,19 @@ def test_an_added_token_of_latin_letters_is_its_text():
     backend.add_tokens(["é!"])
     tokenizer = Tokenizer(backend)
     assert tokenizer.decode([backend.token_to_id("é!")]) == "é!"
+
+
+def test_a_token_that_is_not_spelled_in_bytes_is_its_text():
+    backend = Backend(models.BPE(vocab={"日": 0, "a": 1}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    assert Tokenizer(backend).decode([0, 1]) == backend.decode([0, 1]) == "日a"
+
+
+def test_nothing_is_put_around_a_text():
+    backend = Backend.from_str(tiny_tokenizer().to_str())
+    backend.post_processor = processors.TemplateProcessing(single=f"{ADDED[0]} $0", special_tokens=[(ADDED[0], 7)])
+    assert backend.encode("a").ids == [7, *TOKENIZER.encode("a")]
+    assert Tokenizer(backend).encode("a") == TOKENIZER.encode("a")
 
 
 def test_half_a_surrogate_pair_is_the_user_s_mistake():

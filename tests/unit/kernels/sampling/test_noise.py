@@ -1,3 +1,5 @@
+"""The noise: its values for ever, its formula, and that it looks random along every axis."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The mathematics of sampling against the oracle: draws, kept tokens, distributions, penalties, log-probabilities."""
+
 import math
 
 import numpy as np
@@ -184,7 +186,8 @@ def test_top_tokens_and_greedy_prefer_the_lower_of_equals(rows):
 @pytest.mark.parametrize("value", [-3.0, -1e-30, 2.5, 1e30])
 def test_top_tokens_tell_neighbouring_floats_apart(value):
     larger = np.nextafter(np.float32(value), np.float32(np.inf))
-    assert reference.top_tokens(torch.tensor([[value, larger, value]]), 3).tolist() == [[1, 0, 2]]
+    smaller = np.nextafter(np.float32(value), np.float32(-np.inf))
+    assert reference.top_tokens(torch.tensor([[smaller, value, larger, value]]), 4).tolist() == [[2, 1, 3, 0]]
 
 
 @given(

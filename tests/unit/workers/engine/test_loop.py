@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from baleen.config import EngineConfig, ModelConfig, ParallelConfig, RankConfig
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig
 from baleen.errors import EpochEnded
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
@@ -30,7 +30,16 @@ class Spec:
 class Rank:
     """A loop over a real scheduler, a fake model and a fake group. `journal` lists what happened, in order."""
 
-    def __init__(self, *, world_size=1, max_running=8, max_batch_tokens=256, max_chunk_tokens=256, max_waiting=64):
+    def __init__(
+        self,
+        *,
+        world_size=1,
+        max_running=8,
+        max_batch_tokens=256,
+        max_chunk_tokens=256,
+        max_waiting=64,
+        prefix_cache=True,
+    ):
         self.journal = []
         self.events = []
         self.clock = ManualClock()
@@ -40,6 +49,7 @@ class Rank:
         self.model = FakeModel(self.blocks)
         config = RankConfig(
             model=ModelConfig(path="none"),
+            cache=CacheConfig(prefix_cache=prefix_cache),
             engine=EngineConfig(
                 audit="step",
                 max_batch_tokens=max_batch_tokens,
@@ -61,10 +71,11 @@ class Rank:
             clock=self.clock,
         )
         self.error = None
+        self.step_s = 0.01
 
     def run(self, batch):
         self.journal.append("run" if batch else "serve")
-        self.clock.advance(0.01)
+        self.clock.advance(self.step_s)
         if self.error is not None:
             raise self.error
         return self.model.run(batch) if batch else StepResult(())
@@ -73,7 +84,7 @@ class Rank:
         self.journal.append("emit")
         self.events.append(event)
 
-    def submit(self, name, prompt=(1, 2, 3), *, deadline=None, **sampling):
+    def submit(self, name, prompt=(1, 2, 3), *, deadline=None, priority=0, cache_salt="", **sampling):
         sampling = {"max_tokens": 3, "temperature": 0.0, "ignore_eos": True, "seed": 7, **sampling}
         self.inbox.put(
             Submit(
@@ -81,12 +92,17 @@ class Rank:
                 token_ids=tuple(prompt),
                 sampling=SamplingParams(**sampling),
                 deadline=deadline,
+                priority=priority,
+                cache_salt=cache_salt,
             )
         )
 
     def steps(self, count):
         for _ in range(count):
             self.loop.step()
+
+    def speed(self, name):
+        return getattr(self.events[-1].load, name)
 
     @property
     def outputs(self):
@@ -164,6 +180,44 @@ def test_speeds_of_prefill_and_decode_are_measured_apart():
     load = rank.events[-1].load
     assert load.decode_tokens_per_s == pytest.approx(2 / 0.01)
     assert load.prefill_tokens_per_s == pytest.approx(6 / 0.01)
+
+
+def test_speeds_are_averages_that_follow_the_newest_step():
+    rank = Rank()
+    rank.submit("a", max_tokens=9)
+    rank.steps(3)
+    before = rank.speed("decode_tokens_per_s")
+    assert before == pytest.approx(100)
+    rank.step_s = 0.02
+    rank.steps(2)
+    assert 50 < rank.speed("decode_tokens_per_s") < before
+
+
+def test_blocks_that_only_the_prefix_cache_keeps_count_as_free():
+    rank = Rank()
+    rank.submit("a", prompt_of(130), max_tokens=1)
+    rank.steps(2)
+    assert rank.blocks.num_cached == 2 and rank.events[-1].load.free_blocks == 32
+
+
+@pytest.mark.parametrize(
+    ("salts", "prefix_cache", "cached"),
+    [(("", ""), True, 128), (("x", "x"), True, 128), (("x", "y"), True, 0), (("", ""), False, 0)],
+)
+def test_requests_share_blocks_within_a_salt_and_only_with_the_prefix_cache(salts, prefix_cache, cached):
+    rank = Rank(prefix_cache=prefix_cache)
+    for name, salt in zip("ab", salts, strict=True):
+        rank.submit(name, prompt_of(130), max_tokens=1, cache_salt=salt)
+        rank.steps(2)
+    assert [output.num_cached_tokens for output in rank.outputs] == [0, cached]
+
+
+def test_the_more_urgent_request_goes_first():
+    rank = Rank(max_running=1)
+    rank.submit("later", priority=1, max_tokens=1)
+    rank.submit("sooner", priority=0, max_tokens=1)
+    rank.steps(3)
+    assert [request_id for request_id, _, _ in rank.finishes()] == ["sooner", "later"]
 
 
 def test_a_long_prefill_reports_its_load_now_and_then_without_outputs():
@@ -331,6 +385,7 @@ def test_a_second_drain_shortens_the_time_and_never_lengthens_it():
     rank.inbox.put(Drain("first", 0.0))
     rank.inbox.put(Drain("second", 1000.0))
     assert rank.loop.run() == "first"
+    assert len(rank.tokens_of("a")) == 2
     rank = Rank()
     rank.submit("a", max_tokens=500)
     rank.steps(2)

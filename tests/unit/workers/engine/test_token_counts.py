@@ -1,3 +1,5 @@
+"""Counts kept step by step against counts of the whole output."""
+
 from collections import Counter
 
 from hypothesis import given

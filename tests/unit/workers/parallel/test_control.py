@@ -42,10 +42,11 @@ class FarEnd:
         return messages
 
     def next_of(self, kind: type) -> Message:
-        while True:
-            for message in self._reader.feed(self.sock.recv(65536)):
+        while chunk := self.sock.recv(65536):
+            for message in self._reader.feed(chunk):
                 if isinstance(message, kind):
                     return message
+        raise AssertionError(f"the connection ended without a {kind.__name__}")
 
 
 class Control:
@@ -172,12 +173,15 @@ def test_after_the_goodbye_nothing_is_a_fault(control: Control) -> None:
     assert control.plane.cause is None and control.told.empty()
 
 
-def test_a_peer_that_leaves_alone_is_no_fault_of_the_control_connection(control: Control) -> None:
+def test_a_peer_that_leaves_first_is_no_fault_and_waits_for_this_rank(control: Control) -> None:
+    """It must not see this rank's connection close before this rank leaves too: others still need its words."""
     control.far[1].say(Leaving())
     control.far[1].sock.shutdown(socket.SHUT_WR)
-    control.far[1].heard_until_closed()
+    for _ in range(3):
+        assert control.far[1].next_of(Heartbeat)
     control.far[2].say(Ended("rank 2: something else"))
     assert control.cause() == "rank 2: something else"
+    assert control.far[1].heard_until_closed()[-1] == Ended("rank 2: something else")
 
 
 def test_silence_ends_the_epoch() -> None:

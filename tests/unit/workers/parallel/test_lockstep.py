@@ -94,3 +94,16 @@ def test_a_closed_connection_names_its_rank(meeting: Meeting) -> None:
     with pytest.raises(LaneClosed) as caught:
         meeting.lockstep.exchange(Word(0, 0, False), PATIENT_S)
     assert caught.value.rank == 2
+
+
+def test_the_last_word_of_a_rank_that_left_counts(meeting: Meeting) -> None:
+    """A leave in order: rank 2 has all words of the step and is gone before rank 1's word is here."""
+    meeting.say(2, 0)
+    meeting.far[2].shutdown(socket.SHUT_WR)
+    with pytest.raises(Overdue) as caught:
+        meeting.lockstep.exchange(Word(0, 0, True), 0.01)
+    assert caught.value.ranks == [1]
+    meeting.say(1, 0)
+    assert sorted(meeting.lockstep.exchange(Word(0, 0, True), PATIENT_S)) == [1, 2]
+    with pytest.raises(LaneClosed):
+        meeting.lockstep.exchange(Word(1, 0, True), PATIENT_S)
