@@ -4,8 +4,8 @@ usage: python -m benchmarks.against_transformers [--threads N]
 
 Decode: every request has its prompt computed; measured are the steps after it, one token for each request a step.
 transformers gets the batch left-padded to the longest prompt, with its own cache. Both decode greedily. Each figure is
-the best of several repetitions, since other work on the machine only ever slows one down. Both of transformers' attention
-implementations are measured, and the faster one counts.
+the best of several repetitions, since other work on the machine only ever slows one down. Both of transformers'
+attention implementations are measured, and the faster one counts.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 `bytes` has one piece per byte. `text` is byte-level BPE, trained on the docstrings of Python's standard library.
 """
 
-# ruff: noqa: RUF001  (DeepSeek spells its special strings with U+FF5C)
 from __future__ import annotations
 
 import ast

@@ -1,6 +1,5 @@
 """The tokenizers that ship with baleen, for made checkpoints: where they are, and the files they become."""
 
-# ruff: noqa: RUF001  (DeepSeek spells its special strings with U+FF5C)
 from __future__ import annotations
 
 import json

@@ -28,7 +28,7 @@ def yarn_correction_range(rope: RopeSpec, dim: int) -> tuple[int, int]:
 
 
 def yarn_inverse_frequencies(rope: RopeSpec, dim: int) -> torch.Tensor:
-    """Angular step per position of each pair, [dim / 2] float32: low pairs keep theirs, high ones are divided by factor."""
+    """Angular step per position of each pair, [dim / 2] float32: low pairs keep theirs, high ones are slower."""
     low, high = yarn_correction_range(rope, dim)
     frequencies_P = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
     # a width of zero would divide by zero

@@ -1,3 +1,5 @@
+"""Block hashes: keyed, chained, and the same on every machine."""
+
 import struct
 
 import pytest

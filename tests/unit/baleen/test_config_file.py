@@ -80,7 +80,7 @@ def test_a_mistake_is_named(raw, message):
 
 @pytest.mark.parametrize("raw", [None, [], 3, "text"])
 def test_only_an_object_is_a_configuration(raw):
-    with pytest.raises(ConfigError, match="the configuration is .*, must be an object"):
+    with pytest.raises(ConfigError, match=r"the configuration is .*, must be an object"):
         from_dict(RankConfig, raw)
 
 

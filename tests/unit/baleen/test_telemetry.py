@@ -16,7 +16,8 @@ def test_a_line_has_time_level_context_and_fields_in_order():
     log, written = lines_of(rank=3)
     log.info("weights loaded", seconds=1.25, bytes=10, warm=True, cause=None)
     assert written == [
-        'time=1970-01-01T00:00:00Z level=info rank=3 event="weights loaded" seconds=1.25 bytes=10 warm=true cause=null\n'
+        "time=1970-01-01T00:00:00Z level=info rank=3 "
+        'event="weights loaded" seconds=1.25 bytes=10 warm=true cause=null\n'
     ]
 
 

@@ -1,3 +1,5 @@
+"""The event log: consecutive numbers, a bounded past, and a snapshot for who fell behind."""
+
 from baleen.blocks import BlockHash
 from workers.cache.events import Cleared, EventLog, Removed, Stored
 

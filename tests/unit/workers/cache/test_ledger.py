@@ -1,3 +1,5 @@
+"""The ledger: every block in one state, every hold counted, and an audit that names the leak."""
+
 import pytest
 
 from baleen.ids import RequestId

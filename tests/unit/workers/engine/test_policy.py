@@ -1,3 +1,5 @@
+"""Order, admission and fit, as plain functions."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

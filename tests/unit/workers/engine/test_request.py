@@ -1,3 +1,5 @@
+"""A request's legal transitions, and the ends it notices."""
+
 import pytest
 
 from baleen.ids import RequestId

@@ -1,3 +1,5 @@
+"""From one submission to its n requests: validation, seeds and salts."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""The waiting queue: order, and siblings that are held back."""
+
 from tests.support.engine import make_request, make_requests
 from workers.engine.request import Request
 from workers.engine.waiting import WaitingRequests

@@ -107,3 +107,11 @@ def test_the_last_word_of_a_rank_that_left_counts(meeting: Meeting) -> None:
     assert sorted(meeting.lockstep.exchange(Word(0, 0, True), PATIENT_S)) == [1, 2]
     with pytest.raises(LaneClosed):
         meeting.lockstep.exchange(Word(1, 0, True), PATIENT_S)
+
+
+def test_a_rank_that_closed_without_its_word_is_not_waited_for(meeting: Meeting) -> None:
+    meeting.say(1, 0)
+    meeting.far[2].shutdown(socket.SHUT_WR)
+    with pytest.raises(LaneClosed) as caught:
+        meeting.lockstep.exchange(Word(0, 0, False), PATIENT_S)
+    assert caught.value.rank == 2
