@@ -128,7 +128,7 @@ class ControlPlane:
 
     def _run(self) -> None:
         try:
-            while not self._stopping and not (self._all_closed and (self._leaving or self.cause is not None)):
+            while not self._stopping and not self._all_closed:
                 self._turn()
         except BaseException as error:
             self._conclude(f"rank {self._config.rank}: the control thread failed: {error!r}")
@@ -149,6 +149,7 @@ class ControlPlane:
             self._beaten_at, self._beats_at = now, now + self._config.heartbeat_interval_s
             self._beat(now)
         self._judge(now)
+        self._let_go()
 
     def _notice_suspension(self, now: float) -> None:
         overslept_s = now - self._wakes_at
@@ -160,21 +161,24 @@ class ControlPlane:
 
     def _receive(self, readable: list[Link], now: float) -> None:
         """Read everything before judging any closed connection: the root cause may be in another one."""
-        closed = []
         for link in readable:
             try:
-                messages, ended = link.receive()
+                messages = link.receive()
             except MalformedMessage as error:
                 self._conclude(f"rank {link.rank} sent a malformed control message: {error}")
-                messages, ended = [], True
+                messages, link.ended = [], True
             self.membership.heard(link.rank, now)
             for message in messages:
                 self._take(link.rank, message)
-            if ended:
-                closed.append(link)
-        for link in closed:
-            self._links.drop(link)
-            self._conclude(self.membership.closed(link.rank))
+        for link in readable:
+            if link.ended:
+                self._links.stop_reading(link)
+                self._conclude(self.membership.closed(link.rank))
+
+    def _let_go(self) -> None:
+        if self.cause is None and not self._goodbye_said:
+            return
+        self._links.drop_ended()
         if not self._links:
             with self._changed:
                 self._all_closed = True

@@ -1,6 +1,6 @@
 """The contract of a group: what the step loop may ask of the ranks that step, live and die together.
 
-Opening a group is in `open.py`; `LocalGroup` serves one rank, `RankGroup` serves more, and both keep this contract.
+`join.open_group` opens one: `LocalGroup` serves one rank, `RankGroup` serves more, and both keep this contract.
 """
 
 from __future__ import annotations

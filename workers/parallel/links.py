@@ -11,7 +11,7 @@ from workers.parallel.messages import Message, MessageReader, encode
 
 
 class Link:
-    """One connection. What the kernel will not take yet is kept here.
+    """One connection. What the kernel will not take yet is kept here. `ended`: the peer will say nothing more.
 
     A write that fails is no news by itself: the connection then reads as ended, and what the peer said last, which
     may be why, is read before that.
@@ -24,6 +24,7 @@ class Link:
         self._outgoing = bytearray()
         self._reader = MessageReader()
         self._finishing = False
+        self.ended = False
 
     @property
     def flushed(self) -> bool:
@@ -53,18 +54,18 @@ class Link:
         except OSError:
             self._outgoing.clear()
 
-    def receive(self) -> tuple[list[Message], bool]:
-        """Messages that have arrived, and whether the connection ended after them. Raises MalformedMessage."""
+    def receive(self) -> list[Message]:
+        """Messages that have arrived; sets `ended` if the connection ended after them. Raises MalformedMessage."""
         data = bytearray()
         try:
             while chunk := self.sock.recv(65536):
                 data += chunk
-            ended = True
+            self.ended = True
         except BlockingIOError:
-            ended = False
+            pass
         except OSError:
-            ended = True
-        return self._reader.feed(bytes(data)), ended
+            self.ended = True
+        return self._reader.feed(bytes(data))
 
 
 class Links:
@@ -108,19 +109,26 @@ class Links:
             link.finish()
             self._watch(link)
 
-    def drop(self, link: Link) -> None:
-        """The connection ended."""
-        del self._links[link.rank]
+    def stop_reading(self, link: Link) -> None:
+        """The peer's direction has ended. Ours stays open: closing it would tell the peer that this rank left too."""
         self._selector.unregister(link.sock)
-        link.sock.close()
+
+    def drop_ended(self) -> None:
+        """Let go of connections whose other direction has ended, once this rank has nothing more to say."""
+        for link in [link for link in self._links.values() if link.ended]:
+            del self._links[link.rank]
+            link.sock.close()
 
     def close(self) -> None:
-        """Drop all."""
-        for link in list(self._links.values()):
-            self.drop(link)
+        """Let go of all."""
         self._selector.close()
+        for link in self._links.values():
+            link.sock.close()
+        self._links.clear()
 
     def _watch(self, link: Link) -> None:
+        if link.ended:
+            return
         events = selectors.EVENT_READ | (0 if link.flushed else selectors.EVENT_WRITE)
         if self._selector.get_key(link.sock).events != events:
             self._selector.modify(link.sock, events, link)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from baleen.clock import Clock
@@ -59,6 +59,7 @@ class Lockstep:
         self.work = Doorbell()
         self._lanes = dict(lanes)
         self._unread = {rank: bytearray() for rank in lanes}
+        self._closed: set[int] = set()
         self._clock = clock
         self._meeting = selectors.DefaultSelector()
         self._idling = selectors.DefaultSelector()
@@ -79,6 +80,7 @@ class Lockstep:
             self._send(rank, lane, frame)
         deadline = self._clock.now() + timeout_s
         while missing := [rank for rank, unread in self._unread.items() if len(unread) < _WORD.size]:
+            self._refuse_closed(missing)
             if not self._read(self._meeting, deadline):
                 raise Overdue(missing)
         return {rank: self._take_word(unread) for rank, unread in self._unread.items()}
@@ -92,6 +94,7 @@ class Lockstep:
         while True:
             if self.work.take() or any(len(unread) >= _WORD.size for unread in self._unread.values()):
                 return True
+            self._refuse_closed(self._lanes)
             if not self._read(self._idling, deadline):
                 return False
 
@@ -127,11 +130,18 @@ class Lockstep:
             data = self._lanes[rank].recv(4096)
         except BlockingIOError:
             return
-        except OSError as error:
-            raise LaneClosed(rank) from error
-        if not data:
-            raise LaneClosed(rank)
+        except OSError:
+            data = b""
         self._unread[rank] += data
+        if not data:
+            self._closed.add(rank)
+            for selector in (self._meeting, self._idling):
+                selector.unregister(self._lanes[rank])
+
+    def _refuse_closed(self, ranks: Iterable[int]) -> None:
+        """A rank may close after the last word of an orderly leave; that word still counts, but none will follow."""
+        for rank in self._closed.intersection(ranks):
+            raise LaneClosed(rank)
 
     def _take_word(self, unread: bytearray) -> Word:
         step, num_tokens, draining = _WORD.unpack_from(unread)
