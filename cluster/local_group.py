@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -29,6 +31,8 @@ SETTLE_S = 3.0
 
 CLOSE_TIMEOUT_S = 5.0
 """How long ranks may take to leave in order before they are killed."""
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _ERRORS: dict[int, type[BaleenError]] = {2: ConfigError, 3: CheckpointError}
 
@@ -69,8 +73,9 @@ class SpawnedGroup:
 
     def __enter__(self) -> SpawnedGroup:
         try:
-            for rank, path in enumerate(self._configs):
-                self._children.append(RankChild(rank, path, self._take, clock=self._clock))
+            with _signals_deferred():
+                for rank, path in enumerate(self._configs):
+                    self._children.append(RankChild(rank, path, self._take, clock=self._clock))
         except BaseException:
             self.close()
             raise
@@ -138,10 +143,11 @@ class SpawnedGroup:
                 child.wait(max(0.0, deadline - time.monotonic()))
         finally:
             # also after a second Ctrl-C: whoever still lives is killed, and a killed process needs no patience
-            for child in self._children:
-                child.kill()
-                child.wait(CLOSE_TIMEOUT_S)
-            self._directory.cleanup()
+            with _signals_deferred():
+                for child in self._children:
+                    child.kill()
+                    child.wait(CLOSE_TIMEOUT_S)
+                self._directory.cleanup()
 
     def _take(self, rank: int, news: Event | Exited | Garbled) -> None:
         self._news.put((rank, news))
@@ -186,6 +192,23 @@ def end_of_group(exits: dict[int, int], causes: dict[int, str], last_lines: Sequ
         return EpochEnded(noticed[0])
     cause = next(iter(causes.values()), "no rank said why")
     return BaleenError(f"the group left before its work was done: {cause}")
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold back what would interrupt the block: a process that is started but not yet noted would be left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: held.append(number)) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    for interrupt in held:
+        signal.raise_signal(interrupt)
 
 
 def _at(parallel: ParallelConfig, rank: int) -> ParallelConfig:

@@ -150,6 +150,76 @@ def test_a_bad_configuration_ends_the_rank_with_one_line_and_its_code(tmp_path, 
     assert len(done.stderr.splitlines()) == 1 and message in done.stderr
 
 
+BREAK_STEPS = """
+import workers.model.runner
+
+def run(runner, batch):
+    raise RuntimeError("no memory left")
+
+workers.model.runner.Runner.run = run
+"""
+HANG_STEPS = """
+import threading
+import workers.model.runner
+
+workers.model.runner.Runner.run = lambda runner, batch: threading.Event().wait()
+"""
+PRINT_A_LOT = """
+import os
+import workers.model.runner
+
+whole = workers.model.runner.Runner.run
+
+def run(runner, batch):
+    print("chatter")
+    os.write(1, b"more chatter\\n")
+    return whole(runner, batch)
+
+workers.model.runner.Runner.run = run
+"""
+
+
+def test_a_fault_in_a_step_ends_the_rank_with_its_trace_and_one_clear_last_line(checkpoint, tmp_path):
+    with rank_processes(checkpoint, tmp_path, sabotage=BREAK_STEPS) as (rank,):
+        submit(rank, "a", [5])
+        assert rank.wait() == 70
+        assert "Traceback" in rank.log
+        assert 'event="rank failed" phase=compute error="RuntimeError: no memory left"' in last_line(rank)
+        assert rank.events[-1] == {"type": "ended", "cause": "RuntimeError: no memory left"}
+        assert rank.tokens_of("a") == []
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_step_is_named_by_the_other_ranks(checkpoint, tmp_path):
+    with rank_processes(checkpoint, tmp_path, world_size=2, sabotage=BREAK_STEPS) as ranks:
+        submit(ranks[0], "a", [5])
+        assert [rank.wait() for rank in ranks] == [75, 70]
+        assert "rank 1 failed (compute): RuntimeError: no memory left" in last_line(ranks[0])
+
+
+def test_health_is_answered_while_the_step_loop_hangs_and_says_so(checkpoint, tmp_path):
+    with rank_processes(checkpoint, tmp_path, sabotage=HANG_STEPS) as (rank,):
+        rank.expect("ready")
+        submit(rank, "a", [5])
+        seconds = []
+        while len(seconds) < 3:
+            rank.send(type="health")
+            health = rank.expect("health")
+            if health["phase"] == "compute":
+                seconds.append(health["seconds_in_phase"])
+        assert health["step"] == 1 or health["step"] == 0
+        assert seconds == sorted(seconds) and seconds[0] < seconds[-1]
+
+
+def test_what_libraries_print_never_mixes_with_the_events(checkpoint, tmp_path):
+    with rank_processes(checkpoint, tmp_path, sabotage=PRINT_A_LOT) as (rank,):
+        submit(rank, "a", [5, 6, 7])
+        rank.expect_finish("a")
+        rank.close_stdin()
+        assert rank.wait() == 0
+        assert "chatter" in rank.log and "more chatter" in rank.log
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_other_with_its_name(checkpoint, tmp_path, victim):

@@ -22,15 +22,17 @@ WAIT_S = 120.0
 class RankClient:
     """One rank. `events` are those seen so far; `log` is its stderr once it has ended."""
 
-    def __init__(self, config: dict[str, Any], directory: Path, name: str = "rank") -> None:
+    def __init__(self, config: dict[str, Any], directory: Path, name: str = "rank", *, sabotage: str = "") -> None:
+        """sabotage: Python that runs in the process before the rank does."""
         self.events: list[dict[str, Any]] = []
         self._lines: SimpleQueue[bytes] = SimpleQueue()
         self._log = directory / f"{name}.log"
         path = directory / f"{name}.json"
         path.write_text(json.dumps(config))
+        program = ["-c", f"{sabotage}\nfrom workers.main import main\nmain()"] if sabotage else ["-m", "workers.main"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.main", "--config", str(path)],
+                [sys.executable, *program, "--config", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -130,9 +132,12 @@ class RankClient:
 
 @contextlib.contextmanager
 def rank_processes(
-    checkpoint: Path, directory: Path, *, world_size: int = 1, **sections: dict[str, Any]
+    checkpoint: Path, directory: Path, *, world_size: int = 1, sabotage: str = "", **sections: dict[str, Any]
 ) -> Iterator[list[RankClient]]:
-    """Ranks of one group over a checkpoint; they are gone when the block is left. sections: of the configuration."""
+    """Ranks of one group over a checkpoint; they are gone when the block is left.
+
+    sabotage: Python that the last rank runs first. sections: of the configuration.
+    """
     ranks: list[RankClient] = []
     try:
         for rank in range(world_size):
@@ -147,7 +152,8 @@ def rank_processes(
                     **sections.get("parallel", {}),
                 },
             }
-            ranks.append(RankClient(config, directory, f"rank-{rank}"))
+            last = rank == world_size - 1
+            ranks.append(RankClient(config, directory, f"rank-{rank}", sabotage=sabotage if last else ""))
         yield ranks
     finally:
         for client in ranks:

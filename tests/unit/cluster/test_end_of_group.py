@@ -1,9 +1,11 @@
-"""Why a group ended: the rank that was the cause is named, not the ones that noticed."""
+"""Why a group ended: the rank that was the cause is named, not the ones that noticed. And that none is forgotten."""
+
+import signal
 
 import pytest
 
 from baleen.errors import BaleenError, CheckpointError, ConfigError, EpochEnded
-from cluster.local_group import end_of_group
+from cluster.local_group import _signals_deferred, end_of_group
 
 NOTICED = "rank 1 closed its connection (its process ended)"
 
@@ -34,3 +36,18 @@ def test_the_only_rank_needs_no_name():
 
 def test_a_rank_that_said_nothing_is_named_with_its_code():
     assert str(end_of_group({0: 75, 1: 1}, {}, ["", ""])) == "rank 1: ended with code 1"
+
+
+def test_an_interrupt_waits_until_what_was_started_is_noted():
+    before = signal.getsignal(signal.SIGINT)
+    noted = []
+    with pytest.raises(KeyboardInterrupt), _signals_deferred():
+        signal.raise_signal(signal.SIGINT)
+        noted.append("started")
+    assert noted == ["started"] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_is_not_hidden_by_an_interrupt_that_waited():
+    with pytest.raises(OSError, match="no more processes"), _signals_deferred():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("no more processes")
