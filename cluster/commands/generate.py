@@ -40,9 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="one JSON object per completion, in order")
     parser.add_argument("--priority", type=int, default=0, metavar="P", help="lower is more urgent (0)")
     parser.add_argument("--deadline", type=float, metavar="S", help="end each completion after so many seconds")
-    _add_sampling(
-        parser.add_argument_group("sampling", "defaults: generation_config.json of the checkpoint, or greedy")
-    )
+    _add_sampling(parser.add_argument_group("sampling", "greedy, unless flags say otherwise"))
     _add_engine(parser.add_argument_group("engine"))
     parser.set_defaults(run=run)
 
@@ -52,11 +50,14 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         "--max-tokens", type=int, metavar="N", help="most new tokens (128, or what the model has room for)"
     )
     group.add_argument("--min-tokens", type=int, default=0, metavar="N", help="no end before so many new tokens (0)")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
-    group.add_argument("--top-k", type=int, metavar="K", help="0 is off")
-    group.add_argument("--top-p", type=float, metavar="P", help="1 is off")
+    group.add_argument(
+        "--recommended", action="store_true", help="defaults from the checkpoint's generation_config.json, not greedy"
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token (0)")
+    group.add_argument("--top-k", type=int, metavar="K", help="0 is off (0)")
+    group.add_argument("--top-p", type=float, metavar="P", help="1 is off (1)")
     group.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0 is off (0)")
-    group.add_argument("--repetition-penalty", type=float, metavar="X", help="1 is off")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="1 is off (1)")
     group.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="(0)")
     group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="(0)")
     group.add_argument("--logit-bias", metavar="JSON", help="object from token id to a number added to its logit")
@@ -165,7 +166,8 @@ def _sampling(
     args: argparse.Namespace, spec: ModelSpec, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer | None
 ) -> SamplingParams:
     longest = max(map(len, prompts), default=0)
-    defaults = generate_input.load_sampling_defaults(args.model)
+    recommended = generate_input.load_sampling_defaults(args.model) if args.recommended else None
+    defaults = recommended or generate_input.SamplingDefaults()
     sampling = generate_input.read_sampling(args, defaults, room=spec.max_positions - longest)
     generate_input.check_token_ids("--stop-token-id", sampling.stop_token_ids, spec)
     generate_input.check_token_ids("--logit-bias", sampling.logit_bias, spec)

@@ -20,7 +20,7 @@ DEFAULT_MAX_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What a checkpoint's generation_config.json recommends; greedy without one."""
+    """What holds where no flag says otherwise: greedy, or what a checkpoint's generation_config.json recommends."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -58,7 +58,7 @@ def load_sampling_defaults(directory: Path) -> SamplingDefaults:
 
 
 def read_sampling(args: argparse.Namespace, defaults: SamplingDefaults, *, room: int) -> SamplingParams:
-    """Sampling parameters from flags, then from the checkpoint. room: tokens that the longest prompt leaves free.
+    """Sampling parameters from flags, then from the defaults. room: tokens that the longest prompt leaves free.
 
     Raises InvalidRequest with the field, the value and the limit.
     """
