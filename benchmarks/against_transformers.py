@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# as a rank process does, and before torch is loaded: spinning threads lose more than they win beside other work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
