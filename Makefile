@@ -2,10 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-MODEL ?= .cache/small
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench format
+.PHONY: help setup serve test check bench format proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,9 +18,8 @@ $(INSTALLED): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-serve: setup ## start a local group on a small checkpoint and answer prompts typed at the terminal
-	test -f $(MODEL)/config.json || $(BIN)/baleen checkpoint make $(MODEL) --tokenizer text
-	$(BIN)/baleen generate --model $(MODEL) --ep 2 --interactive
+serve: setup ## start a cluster on this machine: gRPC on 127.0.0.1:9000 until Ctrl-C; UP='--config FILE' for another
+	$(BIN)/baleen up $(UP)
 
 test: setup ## run every test that needs no GPU
 	$(BIN)/pytest -m "not gpu"
@@ -38,3 +36,6 @@ format: setup ## rewrite the sources as `check` wants them
 
 bench: setup ## measure: beside transformers, engine overhead, idle group, memory; results as JSON on stdout
 	$(BIN)/python -m benchmarks.run
+
+proto: setup ## generate baleen/v1 from proto/baleen/v1
+	$(BIN)/python proto/generate.py

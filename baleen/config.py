@@ -11,6 +11,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 CacheDtype = Literal["float32", "bfloat16", "float8"]
 AttentionForm = Literal["auto", "mha", "absorbed"]
 Level = Literal["info", "warning", "error", "off"]
+Role = Literal["prefill", "decode", "mixed"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -144,6 +145,42 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """How a rank is reached by routers, and its place in the cluster.
+
+    listen: `host:port` of its gRPC server; port 0 takes a free one, empty serves no gRPC. A rank that listens takes
+    requests there only, not from its stdin. role: what routers use it for. pool, group: names that decisions, logs
+    and metrics show. redis_url: where its blocks and its lease are announced, empty announces nothing. cluster: name
+    under which; clusters that share a server do not see each other.
+    """
+
+    listen: str = ""
+    role: Role = "mixed"
+    pool: str = ""
+    group: str = ""
+    redis_url: str = ""
+    cluster: str = "default"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on an address that cannot be listened on, or an unknown role."""
+        host, colon, port = self.listen.rpartition(":")
+        _require(
+            not self.listen or (bool(host and colon) and port.isdecimal() and int(port) < 65536),
+            f"serve.listen is {self.listen!r}, must be host:port with a port from 0 to 65535",
+        )
+        roles = get_args(Role)
+        _require(self.role in roles, f"serve.role is {self.role!r}, must be one of {', '.join(roles)}")
+        _require(
+            not self.redis_url or self.redis_url.startswith(("redis://", "rediss://", "unix://")),
+            f"serve.redis_url is {self.redis_url!r}, must start with redis://, rediss:// or unix://",
+        )
+        _require(
+            bool(self.listen) or not self.redis_url,
+            "serve.redis_url is set and serve.listen is empty: nobody could reach a rank that is announced so",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankConfig:
     """Everything that one rank process needs to know. log_level: the least that goes to its log."""
 
@@ -151,6 +188,7 @@ class RankConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

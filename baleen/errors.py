@@ -2,20 +2,29 @@
 
 BaleenError
   x InvalidRequest        a request's field is wrong: value and limit in the message
-  x CapacityError         the request can never fit, or the queue is full
+  x CapacityError         the request can never fit
+    x QueueFull           no room now: try again later, or elsewhere
+  x UnknownName           a model, request or ticket of that name does not exist
   x ConfigError           a configuration key or value is wrong
   x CheckpointError       a checkpoint is incomplete, damaged or of another model
   x EpochEnded            the group of ranks ended: the cause names the rank
   x DrainingError         the rank is leaving and takes no new requests
+  x NotReady              nobody can take the request yet, or any more: try again elsewhere
+  x DeadlineExceeded      the time that the request was given is over
+  x PoisonRequest         ranks died while they worked on this request; it is kept out for a while
 """
 
 from __future__ import annotations
 
 
 class BaleenError(Exception):
-    """Root of the tree. `exit_code` is what a process that dies of it returns."""
+    """Root of the tree. `exit_code` is what a process that dies of it returns.
+
+    retry_after_s: when to try again, where that can help.
+    """
 
     exit_code = 70
+    retry_after_s: float | None = None
 
 
 class InvalidRequest(BaleenError):
@@ -29,7 +38,23 @@ class InvalidRequest(BaleenError):
 
 
 class CapacityError(BaleenError):
-    """A request that can never fit, or a queue that is full now."""
+    """A request that can never fit."""
+
+    exit_code = 2
+
+
+class QueueFull(CapacityError):
+    """No room now: in `retry_after_s` seconds there may be."""
+
+    retry_after_s = 1.0
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownName(BaleenError):
+    """What was named does not exist, or is forgotten."""
 
     exit_code = 2
 
@@ -60,3 +85,21 @@ class DrainingError(BaleenError):
     """The rank is leaving; the request was not started and can go elsewhere."""
 
     exit_code = 75
+
+
+class NotReady(BaleenError):
+    """Nobody can take the request at this moment; it was not started."""
+
+    exit_code = 75
+
+
+class DeadlineExceeded(BaleenError):
+    """The time that a request was given is over."""
+
+    exit_code = 2
+
+
+class PoisonRequest(BaleenError):
+    """Ranks died while they worked on this request, more than once; it is not tried again for a while."""
+
+    exit_code = 2

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig, ServeConfig
 from baleen.config_file import from_dict, load_rank_config, to_dict
 from baleen.errors import ConfigError
 
@@ -16,6 +16,7 @@ FULL = RankConfig(
     cache=CacheConfig(dtype="float8", num_blocks=7, prefix_cache=False),
     engine=EngineConfig(max_batch_tokens=100, max_running=9, aging_s=0.5, audit="step"),
     parallel=ParallelConfig(rank=1, world_size=4, epoch="e", rendezvous="file:///tmp/x", drain_timeout_s=2.0),
+    serve=ServeConfig(listen="[::1]:0", role="decode", pool="p", group="p-0", redis_url="redis://h:1", cluster="c"),
     log_level="warning",
 )
 
@@ -69,6 +70,11 @@ def test_whole_numbers_are_good_seconds():
         ({"engine": {"aging_s": None}}, "engine.aging_s is null, must be a finite number"),
         ({"engine": {"aging_s": float("inf")}}, "engine.aging_s is Infinity, must be a finite number"),
         ({"parallel": {"rank": 2, "world_size": 2}}, "parallel.rank is 2, must be from 0 to 1"),
+        ({"serve": {"listen": "9000"}}, "serve.listen is '9000', must be host:port"),
+        ({"serve": {"listen": "host:70000"}}, "with a port from 0 to 65535"),
+        ({"serve": {"role": "both"}}, 'serve.role is "both", must be one of prefill, decode, mixed'),
+        ({"serve": {"listen": "h:1", "redis_url": "http://h"}}, "serve.redis_url is 'http://h', must start with"),
+        ({"serve": {"redis_url": "redis://h"}}, "nobody could reach a rank"),
         ({"log_level": "debug"}, 'log_level is "debug", must be one of info, warning, error, off'),
     ],
 )

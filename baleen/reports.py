@@ -1,0 +1,88 @@
+"""What a rank tells about itself and its requests, as routers and ranks both know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from baleen.config import Role
+from baleen.ids import Epoch, Incarnation, RequestId
+
+
+class FinishReason(Enum):
+    """How a completion ended; exactly one applies."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One new token. Log-probabilities are natural, of the model's own distribution."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """News of one completion. `position` is the place of tokens[0] in the output, so that a repeat is recognised.
+
+    `finish` is set in the last output of a completion, and only there; `detail` says why where it is no ordinary end.
+    """
+
+    request_id: RequestId
+    index: int
+    position: int
+    tokens: tuple[SampledToken, ...]
+    finish: FinishReason | None
+    detail: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy a rank is. Tokens are those still to be computed for prompts (queued) and those in use (running).
+
+    Speeds are moving averages in tokens per second, 0 until measured. draining: it takes no new requests any more.
+    """
+
+    free_blocks: int
+    num_waiting: int
+    num_running: int
+    queued_tokens: int
+    running_tokens: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankInfo:
+    """What never changes in one life of a rank.
+
+    address: of its gRPC server. transfer_address: where it takes blocks, empty if it has none. model_fingerprint: names
+    weights and record format, as hexadecimal text; the fingerprint in the names of blocks (`baleen.blocks.root_hash`).
+    """
+
+    incarnation: Incarnation
+    epoch: Epoch
+    rank: int
+    world_size: int
+    role: Role
+    pool: str
+    group: str
+    address: str
+    model_fingerprint: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    num_blocks: int
+    max_running: int
+    pid: int
+    transfer_address: str = ""

@@ -1,0 +1,1 @@
+"""Generated gRPC code: messages and services of proto/baleen/v1."""

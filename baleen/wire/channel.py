@@ -1,0 +1,46 @@
+"""How gRPC connections are set up, the same at all ends: sizes and keepalive."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""A prompt of 160,000 tokens is half a megabyte."""
+
+Options = tuple[tuple[str, int], ...]
+
+_SIZES: Options = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+)
+
+SERVER_OPTIONS: Options = (
+    *_SIZES,
+    # two processes must not share a port by accident: the second fails to start instead
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # a client that pings as CHANNEL_OPTIONS says is no attacker
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+CHANNEL_OPTIONS: Options = (
+    *_SIZES,
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # each channel has its own connection, so that one slow peer is one slow stream
+    ("grpc.use_local_subchannel_pool", 1),
+    # a rank that comes back is found soon
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+def open_channel(address: str, *extra: tuple[str, int]) -> grpc.aio.Channel:
+    """A channel to `host:port`; it connects when it is first used. `extra`: options beside CHANNEL_OPTIONS."""
+    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *extra])
