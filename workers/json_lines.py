@@ -11,17 +11,18 @@ from typing import Any
 
 from baleen.errors import BaleenError, InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
+from baleen.reports import Load
 from baleen.sampling import SamplingParams
 from workers.engine.batch import FinishReason, RequestOutput, SampledToken
 from workers.engine.messages import (
     Abort,
-    Command,
     Drain,
     Ended,
     Event,
     HealthQuery,
     HealthReport,
-    Load,
+    LocalCommand,
+    PrefillDone,
     Ready,
     Refused,
     StepReport,
@@ -32,6 +33,7 @@ from workers.json_fields import Fields
 _FLAT_EVENTS: dict[str, type[Any]] = {
     "ready": Ready,
     "refused": Refused,
+    "prefill_done": PrefillDone,
     "health": HealthReport,
     "ended": Ended,
 }
@@ -39,7 +41,7 @@ _EVENT_NAMES = {kind: name for name, kind in _FLAT_EVENTS.items()}
 _SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 
-def encode_command(command: Command | HealthQuery, *, now: float) -> str:
+def encode_command(command: LocalCommand | HealthQuery, *, now: float) -> str:
     """One line, without its newline. Times leave as seconds from `now`, since clocks of two processes differ."""
     match command:
         case Submit():
@@ -61,7 +63,7 @@ def encode_command(command: Command | HealthQuery, *, now: float) -> str:
     return json.dumps(body, separators=(",", ":"))
 
 
-def decode_command(line: str | bytes, *, now: float) -> Command | HealthQuery | Refused:
+def decode_command(line: str | bytes, *, now: float) -> LocalCommand | HealthQuery | Refused:
     """The command in a line, or the answer that names what is wrong with it. Never raises for a bad line."""
     request_id: RequestId | None = None
     try:
@@ -78,7 +80,7 @@ def decode_command(line: str | bytes, *, now: float) -> Command | HealthQuery | 
         return Refused(request_id, type(error).__name__, error.field, str(error))
 
 
-def _command(kind: str, request_id: RequestId | None, read: Fields, now: float) -> Command | HealthQuery:
+def _command(kind: str, request_id: RequestId | None, read: Fields, now: float) -> LocalCommand | HealthQuery:
     if kind == "submit":
         assert request_id is not None
         read.only("type", "id", "token_ids", "sampling", "priority", "deadline_s", "cache_salt")

@@ -15,8 +15,8 @@ from workers.engine.messages import Drain, Ended
 from workers.parallel.guard import EpochGuard
 
 if TYPE_CHECKING:
+    from workers.outlets import Outlets
     from workers.parallel.group import Group
-    from workers.stdio import EventWriter
 
 ORPHAN_GRACE_S = 10.0
 """How long a rank without a supervisor may take to end in order."""
@@ -48,7 +48,7 @@ class Lifecycle:
         self._exit_process = exit_process
         self._guard = EpochGuard(name=f"rank {rank}", exit_process=self.exit, write_line=self._log_end)
         self._lock = Lock()
-        self._writer: EventWriter | None = None
+        self._writer: Outlets | None = None
         self._group: Group | None = None
         self._serving = False
         self._ending = False
@@ -58,7 +58,7 @@ class Lifecycle:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         Thread(target=self._wait_for_signals, name="signals", daemon=True).start()
 
-    def writes_to(self, writer: EventWriter) -> None:
+    def writes_to(self, writer: Outlets) -> None:
         """Where the last event goes."""
         self._writer = writer
 

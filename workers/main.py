@@ -2,8 +2,9 @@
 
 usage: python -m workers.main --config FILE      FILE: a baleen.config.RankConfig as JSON
 
-Commands come as JSON lines on stdin, events leave as JSON lines on stdout, the log goes to stderr. Exit codes: 0
-drained, 2 configuration, 3 checkpoint, 70 a fault of this rank, 75 the epoch ended (another rank was lost).
+Commands come as JSON lines on stdin, events leave as JSON lines on stdout, the log goes to stderr. With `serve.listen`
+requests come over gRPC instead, and stdin is for health and drain. Exit codes: 0 drained, 2 configuration, 3
+checkpoint, 70 a fault of this rank, 75 the epoch ended (another rank was lost).
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from baleen.config import RankConfig
 from baleen.config_file import load_rank_config
 from baleen.errors import BaleenError, ConfigError, EpochEnded
 from baleen.ids import Epoch, new_incarnation
+from baleen.reports import RankInfo
 from baleen.telemetry import Log, write_stderr
 from workers.engine.inbox import Inbox
-from workers.engine.loop import StepLoop
+from workers.engine.loop import IDLE_WAIT_S, StepLoop
 from workers.engine.messages import HealthReport, Ready
 from workers.lifecycle import Lifecycle
+from workers.outlets import Outlets
 from workers.stdio import CommandReader, EventWriter, claim_stdout
 
 if TYPE_CHECKING:
+    from workers.cache.announce import Announcer, EventFeed
     from workers.parallel.group import Group
+    from workers.server_thread import RankServer
     from workers.startup import Engine, Timeline
 
 
@@ -48,21 +53,27 @@ class RankProcess:
         self._lifecycle = Lifecycle(config.parallel.rank, self._inbox, log)
         # before the first thread, which would otherwise take the signals
         self._lifecycle.watch_signals()
-        self._writer = EventWriter(events, on_broken=self._lifecycle.supervisor_gone)
-        self._lifecycle.writes_to(self._writer)
+        writer = EventWriter(events, on_broken=self._lifecycle.supervisor_gone)
+        self._outlets = Outlets(writer)
+        self._lifecycle.writes_to(self._outlets)
         self._reader = CommandReader(
             0,
             self._inbox,
-            emit=self._writer.emit,
+            emit=writer.emit,
             health=self.health,
             on_end=self._lifecycle.supervisor_gone,
             clock=clock,
+            takes_requests=not config.serve.listen,
         )
+        self._server: RankServer | None = None
+        self._address = ""
 
     def run(self) -> None:
         """Everything; ends the process."""
         self._reader.start()
         try:
+            if self._config.serve.listen:
+                self._listen()
             self._lifecycle.end(self._serve(), 0)
         except EpochEnded as error:
             self._lifecycle.leave_epoch(error.cause)
@@ -78,6 +89,23 @@ class RankProcess:
             return HealthReport(self._config.parallel.rank, -1, "joining", seconds, None)
         health = self._group.health()
         return HealthReport(health.rank, health.step, health.phase, health.seconds_in_phase, health.ended)
+
+    def _listen(self) -> None:
+        """Answer calls from now on, with "not ready" at first; so a bad address is known before the weights load."""
+        from workers.server_thread import RankServer
+
+        self._server = RankServer(
+            self._config.serve.listen,
+            self._inbox,
+            health=self.health,
+            drain=self._lifecycle.stop,
+            clock=self._clock,
+            log=self._log,
+            stall_s=max(self._config.parallel.collective_timeout_s, 3 * IDLE_WAIT_S),
+        )
+        self._address = self._server.start()
+        self._outlets.listens(self._server)
+        self._log.info("listening", address=self._address)
 
     def _serve(self) -> str:
         """Start, run the step loop until the group has drained, and leave; returns why it did."""
@@ -96,6 +124,8 @@ class RankProcess:
         )
         self._lifecycle.joined(group)
         engine = startup.load(self._config, group, timeline, clock=self._clock)
+        info = self._info(engine)
+        announcer, feed = self._open_announcer(engine, info)
         loop = StepLoop(
             self._config,
             engine.spec,
@@ -103,38 +133,80 @@ class RankProcess:
             runner=engine.runner,
             group=group,
             inbox=self._inbox,
-            emit=self._writer.emit,
+            emit=self._outlets.emit,
             clock=self._clock,
+            moves=engine.moves,
+            publish=feed.publish if feed is not None else None,
         )
         self._inbox.connect(group.notify)
         self._lifecycle.serving()
-        self._announce(engine, timeline)
+        self._tell_ready(engine, info, timeline)
+        if announcer is not None:
+            announcer.start()
         reason = loop.run()
+        if announcer is not None:
+            announcer.close()
         group.close()
         self._log.info("drained", reason=reason)
         return reason
 
-    def _announce(self, engine: Engine, timeline: Timeline) -> None:
-        parallel = self._config.parallel
+    def _open_announcer(self, engine: Engine, info: RankInfo) -> tuple[Announcer | None, EventFeed | None]:
+        """What tells Redis about this rank and its blocks, if it is to be told."""
+        serve = self._config.serve
+        if not serve.redis_url:
+            return None, None
+        from workers.cache.announce import Announcer, EventFeed, open_client
+
+        feed = EventFeed(engine.scheduler.blocks)
+        client = open_client(serve.redis_url)
+        return Announcer(client, serve.cluster, info, feed, clock=self._clock, log=self._log), feed
+
+    def _info(self, engine: Engine) -> RankInfo:
+        """What others may know of this life of the rank."""
+        config = self._config
+        return RankInfo(
+            incarnation=self._incarnation,
+            epoch=Epoch(config.parallel.epoch),
+            rank=config.parallel.rank,
+            world_size=config.parallel.world_size,
+            role=config.serve.role,
+            pool=config.serve.pool,
+            group=config.serve.group,
+            address=self._address,
+            model_fingerprint=engine.block_fingerprint.hex(),
+            vocab_size=engine.spec.vocab_size,
+            max_context=engine.max_context,
+            eos_token_ids=engine.spec.eos_token_ids,
+            num_blocks=config.cache.num_blocks,
+            max_running=config.engine.max_running,
+            pid=os.getpid(),
+            transfer_address=engine.moves.address,
+        )
+
+    def _tell_ready(self, engine: Engine, info: RankInfo, timeline: Timeline) -> None:
         self._log.info(
             "ready",
             blocks=self._config.cache.num_blocks,
             model=engine.fingerprint.hex(),
             **{f"{name.replace(' ', '_')}_s": seconds for name, seconds in timeline.parts},
         )
-        self._writer.emit(
+        if self._server is not None:
+            self._server.ready(info)
+        self._outlets.emit(
             Ready(
-                rank=parallel.rank,
-                world_size=parallel.world_size,
-                epoch=Epoch(parallel.epoch),
-                incarnation=self._incarnation,
-                pid=os.getpid(),
-                model_fingerprint=engine.fingerprint.hex(),
-                vocab_size=engine.spec.vocab_size,
-                max_context=engine.max_context,
-                eos_token_ids=engine.spec.eos_token_ids,
-                num_blocks=self._config.cache.num_blocks,
+                rank=info.rank,
+                world_size=info.world_size,
+                epoch=info.epoch,
+                incarnation=info.incarnation,
+                pid=info.pid,
+                model_fingerprint=info.model_fingerprint,
+                vocab_size=info.vocab_size,
+                max_context=info.max_context,
+                eos_token_ids=info.eos_token_ids,
+                num_blocks=info.num_blocks,
                 startup=timeline.parts,
+                address=info.address,
+                transfer_address=info.transfer_address,
             )
         )
 

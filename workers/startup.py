@@ -14,12 +14,15 @@ from baleen.errors import ConfigError
 from baleen.ids import Incarnation
 from baleen.model_spec import ModelSpec
 from workers.cache.blocks import BlockCache
+from workers.cache.tensors import CacheBytes
 from workers.engine.scheduler import Scheduler
 from workers.model.checkpoint import Checkpoint
 from workers.model.loading import load_weights
 from workers.model.runner import COMPUTE_DTYPES, Runner
 from workers.parallel.group import Group
 from workers.parallel.join import open_group
+from workers.transfer.moves import Moves
+from workers.transfer.tcp import TcpTransport
 
 READY_TIMEOUT_S = 24 * 3600.0
 """Longest wait for the other ranks to load; a rank that dies or stops meanwhile is noticed by its heartbeat."""
@@ -51,13 +54,19 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a step loop runs, ready for requests. max_context: most tokens of prompt and output."""
+    """What a step loop runs, ready for requests. max_context: most tokens of prompt and output.
+
+    block_fingerprint: weights and record format, as in the names of blocks. moves: what the rank exchanges with others;
+    of a rank that no router reaches, nothing.
+    """
 
     spec: ModelSpec
     fingerprint: bytes
+    block_fingerprint: bytes
     max_context: int
     scheduler: Scheduler
     runner: Runner
+    moves: Moves
 
 
 def join(
@@ -88,7 +97,8 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) 
     timeline.add("read", times.read_s)
     timeline.add("convert", times.convert_s)
     max_context = _max_context(config, weights.spec)
-    fingerprint = weights.fingerprint + _record_format(config)
+    record_format = _record_format(config)
+    fingerprint = weights.fingerprint + f"|{record_format}".encode()
     blocks = BlockCache(config.cache.num_blocks, fingerprint)
     scheduler = Scheduler(config.engine, blocks, clock, max_context=max_context)
     with timeline.part("allocate"):
@@ -99,7 +109,24 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) 
     with timeline.part("warm up"):
         runner.warm_up()
     group.await_all("warm", READY_TIMEOUT_S)
-    return Engine(weights.spec, weights.fingerprint, max_context, scheduler, runner)
+    moves = Moves(
+        blocks,
+        _open_transport(config, runner, weights.fingerprint, record_format),
+        clock,
+        fingerprint=fingerprint,
+        prefix_cache=config.cache.prefix_cache,
+    )
+    return Engine(weights.spec, weights.fingerprint, fingerprint, max_context, scheduler, runner, moves)
+
+
+def _open_transport(config: RankConfig, runner: Runner, fingerprint: bytes, record_format: str) -> TcpTransport | None:
+    """Listen for transfers, if routers can reach this rank. Raises ConfigError where that is impossible."""
+    if not config.serve.listen:
+        return None
+    try:
+        return TcpTransport(config.parallel.host, CacheBytes(runner.cache, record_format), fingerprint.hex())
+    except OSError as error:
+        raise ConfigError(f"parallel.host is {config.parallel.host!r}, cannot listen there: {error}") from error
 
 
 def _max_context(config: RankConfig, spec: ModelSpec) -> int:
@@ -109,7 +136,7 @@ def _max_context(config: RankConfig, spec: ModelSpec) -> int:
     return asked or spec.max_positions
 
 
-def _record_format(config: RankConfig) -> bytes:
+def _record_format(config: RankConfig) -> str:
     """Names all that decides what stands in a cached block beside the checkpoint."""
     model = config.model
-    return f"|{model.compute_dtype}|{config.cache.dtype}|hadamard={model.hadamard}".encode()
+    return f"{model.compute_dtype}|{config.cache.dtype}|hadamard={model.hadamard}"

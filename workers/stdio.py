@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from threading import Thread
 
 from baleen.clock import Clock
-from baleen.errors import DrainingError
+from baleen.errors import DrainingError, InvalidRequest
 from workers.engine.inbox import Inbox
 from workers.engine.messages import Ended, Event, HealthQuery, HealthReport, Refused, Submit
 from workers.json_lines import decode_command, encode_event
@@ -70,14 +70,19 @@ class CommandReader:
         health: Callable[[], HealthReport],
         on_end: Callable[[], None],
         clock: Clock,
+        takes_requests: bool = True,
     ) -> None:
-        """`on_end` is called in the reader's thread when whoever writes has gone, or nothing can be read any more."""
+        """`on_end` is called in the reader's thread when whoever writes has gone, or nothing can be read any more.
+
+        takes_requests: False for a rank that has another way in, and answers there.
+        """
         self._descriptor = descriptor
         self._inbox = inbox
         self._emit = emit
         self._health = health
         self._on_end = on_end
         self._clock = clock
+        self._takes_requests = takes_requests
 
     def start(self) -> None:
         """Read until the end, in a thread that does not keep the process alive."""
@@ -97,6 +102,9 @@ class CommandReader:
             self._emit(command)
         elif isinstance(command, HealthQuery):
             self._emit(self._health())
+        elif isinstance(command, Submit) and not self._takes_requests:
+            message = "this rank takes requests over gRPC"
+            self._emit(Refused(command.request_id, InvalidRequest.__name__, "type", message))
         elif not self._inbox.put(command) and isinstance(command, Submit):
             self._emit(Refused(command.request_id, DrainingError.__name__, None, "the rank has ended"))
 

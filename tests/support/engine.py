@@ -16,22 +16,32 @@ from baleen.config import EngineConfig
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
 from tests.support.clock import ManualClock
+from tests.support.fake_transport import FakeTransport
+from workers.cache.block_bytes import BlockLayout
 from workers.cache.blocks import BlockCache
 from workers.engine.batch import Batch, FinishReason, RequestOutput, SampledToken, StepResult
 from workers.engine.request import Request
 from workers.engine.scheduler import Scheduler
 from workers.engine.submission import expand_submission
+from workers.transfer.moves import Moves
 
 VOCAB_SIZE = 50
 EOS = 0
 FINGERPRINT = b"fake model"
+MARK_BYTES = 8
+
+
+def block_marks(salt: bytes, token_ids: Sequence[int], index: int) -> bytes:
+    """What the fake model writes into block `index` of these tokens."""
+    end = (index + 1) * BLOCK_TOKENS
+    return b"".join(ContextMarks(salt).up_to(token_ids, end)[end - BLOCK_TOKENS : end])
 
 
 class ContextMarks:
     """For each position, a value that depends on the salt and on all tokens up to there."""
 
     def __init__(self, salt: bytes) -> None:
-        self._state = blake2b(salt, digest_size=8)
+        self._state = blake2b(salt, digest_size=MARK_BYTES)
         self._marks: list[bytes] = []
 
     def up_to(self, token_ids: Sequence[int], end: int) -> list[bytes]:
@@ -59,11 +69,14 @@ def expected_output(request: Request) -> tuple[list[int], FinishReason]:
 
 
 class FakeModel:
-    """Answers batches from a cache of its own, and checks that the cache holds what the requests say."""
+    """Answers batches from a cache of its own, and checks that the cache holds what the requests say.
+
+    The cache is a `BlockBytes`, so that its blocks can move.
+    """
 
     def __init__(self, blocks: BlockCache) -> None:
         self._blocks = blocks
-        self._store: list[list[bytes | None]] = [[None] * BLOCK_TOKENS for _ in range(blocks.num_blocks)]
+        self._store = [bytearray(BLOCK_TOKENS * MARK_BYTES) for _ in range(blocks.num_blocks)]
         self._marks: dict[Request, ContextMarks] = {}
         self.num_computed = 0
         """Positions computed since the start."""
@@ -77,19 +90,33 @@ class FakeModel:
             tuple(self._compute(item.request, item.start, item.num_tokens, item.samples) for item in batch.items)
         )
 
+    @property
+    def layout(self) -> BlockLayout:
+        """See BlockBytes."""
+        return BlockLayout("marks", 2, BLOCK_TOKENS * MARK_BYTES // 4, BLOCK_TOKENS * MARK_BYTES // 4)
+
+    def views(self, block_id: int) -> list[memoryview]:
+        """See BlockBytes: each block in four pieces."""
+        store = memoryview(self._store[block_id])
+        return [store[start : start + len(store) // 4] for start in range(0, len(store), len(store) // 4)]
+
     def _compute(self, request: Request, start: int, num_tokens: int, samples: bool) -> SampledToken | None:
         end = start + num_tokens
-        assert num_tokens >= 1 and end <= len(request.token_ids) and samples == (end == len(request.token_ids))
+        last = end == len(request.token_ids) and not request.prefill_only
+        assert num_tokens >= 1 and end <= len(request.token_ids) and samples == last
         assert start == request.num_computed, "a position was skipped or computed twice"
         marks = self._marks.setdefault(request, ContextMarks(request.salt)).up_to(request.token_ids, end)
         for position in range(start, end):
             block = request.block_ids[position // BLOCK_TOKENS]
             assert self._blocks.is_private(block), f"{request.key} writes into shared block {block}"
-            self._store[block][position % BLOCK_TOKENS] = marks[position]
+            place = position % BLOCK_TOKENS * MARK_BYTES
+            self._store[block][place : place + MARK_BYTES] = marks[position]
         for first in range(0, end, BLOCK_TOKENS):
             count = min(BLOCK_TOKENS, end - first)
-            found = self._store[request.block_ids[first // BLOCK_TOKENS]][:count]
-            assert found == marks[first : first + count], f"{request.key} reads a foreign context after {first}"
+            found = self._store[request.block_ids[first // BLOCK_TOKENS]][: count * MARK_BYTES]
+            assert found == b"".join(marks[first : first + count]), (
+                f"{request.key} reads a foreign context after {first}"
+            )
         self.num_computed += num_tokens
         return SampledToken(next_token(request.seed, request.token_ids)) if samples else None
 
@@ -107,6 +134,9 @@ class FakeEngine:
             self.clock,
             max_context=max_context,
         )
+        self.transport = FakeTransport()
+        self.moves = Moves(self.blocks, self.transport, self.clock, fingerprint=FINGERPRINT)
+        self.scheduler.on_prefilled = self.moves.prefills.computed
         self.outputs: list[RequestOutput] = []
         self.batches: list[Batch] = []
 
@@ -133,12 +163,16 @@ class FakeEngine:
 
     def collect(self) -> None:
         """Take what the scheduler has to say."""
-        self.outputs.extend(self.scheduler.take_outputs())
+        for output in self.scheduler.take_outputs():
+            if output.request_id in self.moves.prefills:
+                self.moves.prefills.ended(output)
+            else:
+                self.outputs.append(output)
 
     def tokens_of(self, request: Request) -> list[int]:
         """Emitted tokens of a request, checked to be contiguous and to end at most once."""
         tokens: list[int] = []
-        news = [o for o in self.outputs if (o.request_id, o.index) == request.key]
+        news = [o for o in self.outputs if (o.request_id, o.index) == (request.id, request.index)]
         for output in news:
             assert output.position == len(tokens)
             tokens.extend(token.token_id for token in output.tokens)
@@ -147,13 +181,13 @@ class FakeEngine:
 
     def finish_of(self, request: Request) -> FinishReason | None:
         """How a request ended, as the outputs say."""
-        ends = [o.finish for o in self.outputs if (o.request_id, o.index) == request.key and o.finish]
+        ends = [o.finish for o in self.outputs if (o.request_id, o.index) == (request.id, request.index) and o.finish]
         assert len(ends) <= 1, f"{request.key} ended {len(ends)} times"
         return ends[0] if ends else None
 
     def last_output(self, request: Request) -> RequestOutput:
         """The latest news of a request."""
-        return [o for o in self.outputs if (o.request_id, o.index) == request.key][-1]
+        return [o for o in self.outputs if (o.request_id, o.index) == (request.id, request.index)][-1]
 
 
 def make_requests(

@@ -1,19 +1,36 @@
-"""One rank with a real loop and scheduler, around a fake model and a fake group."""
+"""A step loop over a real scheduler with a fake model and a fake group."""
+
+from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future
+from threading import Event
 
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig
 from baleen.ids import RequestId
+from baleen.model_spec import ModelSpec
 from baleen.sampling import SamplingParams
 from tests.support.clock import ManualClock
 from tests.support.engine import EOS, FINGERPRINT, VOCAB_SIZE, FakeModel
 from tests.support.fake_group import FakeGroup
 from workers.cache.blocks import BlockCache
+from workers.cache.tensors import CacheBytes
 from workers.engine.batch import StepResult
 from workers.engine.inbox import Inbox
 from workers.engine.loop import StepLoop
-from workers.engine.messages import Refused, StepReport, Submit
+from workers.engine.messages import (
+    Destination,
+    Prefill,
+    PrefillDone,
+    Refused,
+    ReleaseReservation,
+    Reserve,
+    StepReport,
+    Submit,
+)
 from workers.engine.scheduler import Scheduler
+from workers.model.runner import Runner
+from workers.transfer.moves import Moves
 
 
 @dataclasses.dataclass
@@ -24,8 +41,22 @@ class Spec:
     eos_token_ids: tuple[int, ...] = (EOS,)
 
 
+@dataclasses.dataclass
+class RealModel:
+    """A model that computes, with the bytes of its cache."""
+
+    spec: ModelSpec
+    fingerprint: bytes
+    runner: Runner
+    cache: CacheBytes
+
+
 class Rank:
-    """A loop over a real scheduler, a fake model and a fake group. `journal` lists what happened, in order."""
+    """A loop over a real scheduler, a fake model and a fake group. `journal` lists what happened, in order.
+
+    make_transport: given the model's blocks, what moves them; the ManualClock is not the one of its threads. real: a
+    model to take in place of the fake one.
+    """
 
     def __init__(
         self,
@@ -35,15 +66,19 @@ class Rank:
         max_batch_tokens=256,
         max_chunk_tokens=256,
         max_waiting=64,
+        num_blocks=32,
         prefix_cache=True,
+        make_transport=None,
+        real: RealModel | None = None,
     ):
         self.journal = []
         self.events = []
         self.clock = ManualClock()
         self.group = FakeGroup(world_size=world_size, journal=self.journal)
         self.inbox = Inbox()
-        self.blocks = BlockCache(32, FINGERPRINT)
-        self.model = FakeModel(self.blocks)
+        fingerprint = real.fingerprint if real else FINGERPRINT
+        self.blocks = BlockCache(num_blocks, fingerprint)
+        self.model = real.runner if real else FakeModel(self.blocks)
         config = RankConfig(
             model=ModelConfig(path="none"),
             cache=CacheConfig(prefix_cache=prefix_cache),
@@ -57,18 +92,23 @@ class Rank:
             parallel=ParallelConfig(drain_timeout_s=30.0),
         )
         self.scheduler = Scheduler(config.engine, self.blocks, self.clock, max_context=1024)
+        self.transport = make_transport(real.cache if real else self.model) if make_transport else None
+        self.moves = Moves(self.blocks, self.transport, self.clock, fingerprint=fingerprint, prefix_cache=prefix_cache)
         self.loop = StepLoop(
             config,
-            Spec(),
+            real.spec if real else Spec(),
             scheduler=self.scheduler,
             runner=self,
             group=self.group,
             inbox=self.inbox,
             emit=self.emit,
             clock=self.clock,
+            moves=self.moves,
         )
         self.error = None
         self.step_s = 0.01
+        self._woken = Event()
+        self.inbox.connect(self._woken.set)
 
     def run(self, batch):
         self.journal.append("run" if batch else "serve")
@@ -81,7 +121,20 @@ class Rank:
         self.journal.append("emit")
         self.events.append(event)
 
-    def submit(self, name, prompt=(1, 2, 3), *, deadline=None, priority=0, cache_salt="", **sampling):
+    def submit(
+        self,
+        name,
+        prompt=(1, 2, 3),
+        *,
+        deadline=None,
+        salt="",
+        priority=0,
+        cache_salt="",
+        num_delivered=0,
+        first=0,
+        ticket=None,
+        **sampling,
+    ):
         sampling = {"max_tokens": 3, "temperature": 0.0, "ignore_eos": True, "seed": 7, **sampling}
         self.inbox.put(
             Submit(
@@ -90,13 +143,62 @@ class Rank:
                 sampling=SamplingParams(**sampling),
                 deadline=deadline,
                 priority=priority,
-                cache_salt=cache_salt,
+                cache_salt=cache_salt or salt,
+                num_delivered=num_delivered,
+                first_index=first,
+                ticket=ticket,
             )
         )
+
+    def prefill(self, name, prompt, reservation=None, *, salt="", deadline=None):
+        """Compute a prompt's blocks here, for a reservation elsewhere."""
+        to = reservation and Destination(reservation.address, reservation.ticket, reservation.num_held_blocks)
+        self.inbox.put(
+            Prefill(
+                request_id=RequestId(name),
+                token_ids=tuple(prompt),
+                cache_salt=salt,
+                destination=to,
+                deadline=deadline,
+            )
+        )
+
+    def reserve(self, prompt, *, salt="", timeout_s=60.0):
+        """Ask for a reservation and step once; the Future of the answer."""
+        reply = Future()
+        self.inbox.put(Reserve(token_ids=tuple(prompt), cache_salt=salt, timeout_s=timeout_s, reply=reply))
+        self.steps(1)
+        return reply
+
+    def release(self, reservation):
+        self.inbox.put(ReleaseReservation(reservation.ticket))
+        self.steps(1)
 
     def steps(self, count):
         for _ in range(count):
             self.loop.step()
+            self.scheduler.check()
+            self.moves.check()
+
+    def step_until(self, happened, *others, looks=2000):
+        """Step this rank and the others until `happened()`; between looks wait a little for news from threads."""
+        for _ in range(looks):
+            for rank in (self, *others):
+                rank.steps(1)
+            if happened():
+                return
+            self._woken.wait(0.005)
+            self._woken.clear()
+        raise AssertionError("it did not happen")
+
+    @property
+    def busy_blocks(self):
+        """Blocks that are neither free nor only cached."""
+        return self.blocks.num_held + self.blocks.num_lent + self.blocks.num_arriving
+
+    @property
+    def prefills_done(self):
+        return [event for event in self.events if isinstance(event, PrefillDone)]
 
     def speed(self, name):
         return getattr(self.events[-1].load, name)

@@ -145,6 +145,7 @@ def rank_processes(
                 "model": {"path": str(checkpoint), "num_threads": 1, **sections.get("model", {})},
                 "cache": {"num_blocks": 64, **sections.get("cache", {})},
                 "engine": sections.get("engine", {}),
+                "serve": sections.get("serve", {}),
                 "parallel": {
                     "rank": rank,
                     "world_size": world_size,

@@ -9,8 +9,11 @@ N index heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from baleen.blocks import BLOCK_TOKENS
@@ -19,6 +22,7 @@ from baleen.errors import ConfigError
 from baleen.model_spec import QUANT_BLOCK, ModelSpec
 from kernels.cache import layout
 from kernels.quant.reference import hadamard
+from workers.cache.block_bytes import BlockLayout
 
 
 class CacheTensors(Protocol):
@@ -45,6 +49,39 @@ class CacheTensors(Protocol):
     def index_queries(self, q_TND: torch.Tensor, weights_TN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Bring index queries into the form that the stored keys have; a query's scale moves into its head weights."""
         ...
+
+    def layers(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """The tensors themselves: latent records and index keys, one of each per layer, first dimension by slot or
+        block.
+        """
+        ...
+
+
+class CacheBytes:
+    """A cache in the machine's memory as `BlockBytes`: views of the tensors, layer by layer.
+
+    record_format: names what the numbers are, for a peer to compare.
+    """
+
+    def __init__(self, cache: CacheTensors, record_format: str) -> None:
+        latent, index = ([_by_block(tensor, cache.num_blocks) for tensor in part] for part in cache.layers())
+        self._parts = [*latent, *index]
+        self._layout = BlockLayout(record_format, len(latent), latent[0].shape[1], index[0].shape[1])
+
+    @property
+    def layout(self) -> BlockLayout:
+        """See BlockBytes."""
+        return self._layout
+
+    def views(self, block_id: int) -> list[memoryview]:
+        """See BlockBytes."""
+        return [memoryview(part[block_id]) for part in self._parts]
+
+
+def _by_block(tensor: torch.Tensor, num_blocks: int) -> npt.NDArray[np.uint8]:
+    """A tensor's own memory as [num_blocks, bytes of one block]."""
+    array: npt.NDArray[np.uint8] = tensor.view(torch.uint8).view(num_blocks, -1).numpy()
+    return array
 
 
 class PlainCache:
@@ -83,6 +120,10 @@ class PlainCache:
     def index_queries(self, q_TND: torch.Tensor, weights_TN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See CacheTensors."""
         return (hadamard(q_TND) if self._hadamard else q_TND), weights_TN
+
+    def layers(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """See CacheTensors."""
+        return self._latent, self._index
 
     def _gather_blocks(self, tensor: torch.Tensor, blocks_n: torch.Tensor) -> torch.Tensor:
         width = tensor.shape[1]
@@ -129,6 +170,10 @@ class PackedCache:
         """See CacheTensors."""
         quantised, scales_TN = layout.quantise_index_vectors(q_TND)
         return quantised.float(), weights_TN * scales_TN
+
+    def layers(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """See CacheTensors."""
+        return self._latent, self._index
 
 
 def allocate_cache(

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from baleen.ids import RequestId
+from baleen.reports import FinishReason, RequestOutput, SampledToken
 
 if TYPE_CHECKING:
     from workers.engine.request import Request
 
-
-class FinishReason(Enum):
-    """How a completion ended; exactly one applies."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-    DEADLINE = "deadline"
-    FAILED = "failed"
+__all__ = ["Batch", "BatchItem", "FinishReason", "RequestOutput", "SampledToken", "StepResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +35,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class SampledToken:
-    """One new token. Log-probabilities are natural, of the model's own distribution."""
-
-    token_id: int
-    logprob: float | None = None
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingFailure:
     """No token can be chosen for a request, for example since everything is forbidden. It ends that request alone."""
 
@@ -64,20 +46,3 @@ class StepResult:
     """The model's answer to a Batch: one entry per item, None where the item does not sample."""
 
     sampled: tuple[SampledToken | SamplingFailure | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """News of one completion. `position` is the place of tokens[0] in the output, so that a repeat is recognised.
-
-    `finish` is set in the last output of a completion, and only there; `detail` says why where it is no ordinary end.
-    """
-
-    request_id: RequestId
-    index: int
-    position: int
-    tokens: tuple[SampledToken, ...]
-    finish: FinishReason | None
-    detail: str
-    num_prompt_tokens: int
-    num_cached_tokens: int

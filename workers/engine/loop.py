@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -9,11 +10,24 @@ from typing import TYPE_CHECKING, Protocol
 from baleen.clock import Clock
 from baleen.errors import BaleenError, DrainingError, InvalidRequest
 from baleen.ids import RequestId
+from baleen.reports import Load
 from workers.engine.batch import Batch, FinishReason, RequestOutput, StepResult
 from workers.engine.inbox import Inbox
-from workers.engine.messages import Abort, Command, Drain, Event, Load, Refused, StepReport, Submit
+from workers.engine.messages import (
+    Abort,
+    Command,
+    Drain,
+    Event,
+    Prefill,
+    Refused,
+    ReleaseReservation,
+    Reserve,
+    StepReport,
+    Submit,
+)
 from workers.engine.speed import SpeedMeter
-from workers.engine.submission import expand_submission
+from workers.engine.submission import expand_submission, prefill_request
+from workers.transfer.moves import Moves
 
 if TYPE_CHECKING:
     from baleen.config import RankConfig
@@ -29,6 +43,13 @@ GATHER_WAIT_S = 0.01
 
 DRAINED = "draining: the rank leaves, the request can continue elsewhere"
 """Detail of a request that had not ended when the time to drain was over."""
+
+PUSH_LOOKS = 200
+PUSH_LOOK_S = 0.005
+"""How often, and how far apart, a rank that leaves looks whether its last transfers have ended."""
+
+STALLED_WAIT_S = 0.05
+"""Sleep of a rank whose requests find no block, between looks whether their deadlines have passed."""
 
 LOAD_INTERVAL_S = 0.1
 """Least time between reports that carry nothing but the load."""
@@ -60,7 +81,13 @@ class StepLoop:
         inbox: Inbox,
         emit: Callable[[Event], None],
         clock: Clock,
+        moves: Moves | None = None,
+        publish: Callable[[], None] | None = None,
     ) -> None:
+        """`moves`: what this rank exchanges with others; None: it keeps to itself.
+
+        publish: called in each step, when the blocks of the last one are registered.
+        """
         self._config = config
         self._spec = spec
         self._scheduler = scheduler
@@ -69,6 +96,10 @@ class StepLoop:
         self._inbox = inbox
         self._emit = emit
         self._clock = clock
+        self._moves = moves or Moves(scheduler.blocks, None, clock, fingerprint=b"")
+        scheduler.on_prefilled = self._moves.prefills.computed
+        self._moves.start(inbox.put)
+        self._publish = publish
         self._speed = SpeedMeter()
         self._step = 0
         self._left = False
@@ -94,6 +125,8 @@ class StepLoop:
         batch = self._scheduler.schedule()
         agreement = self._agree(batch)
         self._emit_outputs(agreement)
+        if self._publish is not None:
+            self._publish()
         if agreement.all_idle:
             self._rest(agreement)
         else:
@@ -102,39 +135,97 @@ class StepLoop:
     def _receive(self) -> None:
         for command in self._inbox.take():
             self._obey(command)
-        if self._drain is not None and self._scheduler.has_work and self._clock.now() >= self._drain_deadline:
+        self._moves.reap()
+        if self._drain is not None and self._clock.now() >= self._drain_deadline:
             self._fail_all()
 
     def _obey(self, command: Command) -> None:
         match command:
-            case Submit():
-                self._submit(command)
+            case Submit() | Prefill():
+                self._begin(command)
             case Abort():
                 self._scheduler.abort(command.request_id, command.index)
+                self._moves.prefills.abort(command.request_id)
             case Drain():
                 self._begin_drain(command)
+            case Reserve():
+                self._reserve(command)
+            case ReleaseReservation():
+                self._moves.reservations.release(command.ticket)
+            case _:
+                needless = self._moves.hear(command)
+                if needless is not None:
+                    self._scheduler.abort(needless)
+
+    def _begin(self, command: Submit | Prefill) -> None:
+        request_id = command.request_id
+        try:
+            self._require_serving()
+            if request_id in self._live or request_id in self._moves.prefills:
+                raise InvalidRequest(f"id {request_id} belongs to a request that has not ended", field="id")
+            if isinstance(command, Submit):
+                self._submit(command)
+            else:
+                self._prefill(command)
+        except BaleenError as error:
+            self._emit(refusal(request_id, error))
+
+    def _require_serving(self) -> None:
+        if self._drain is not None:
+            raise DrainingError(f"rank {self._group.rank} takes no new requests: {self._drain.reason}")
 
     def _submit(self, command: Submit) -> None:
+        salt = command.cache_salt.encode()
+        claim = self._moves.reservations.claim(command.ticket, salt) if command.ticket else None
         try:
-            if self._drain is not None:
-                raise DrainingError(f"rank {self._group.rank} takes no new requests: {self._drain.reason}")
-            if command.request_id in self._live:
-                raise InvalidRequest(f"id {command.request_id} belongs to a request that has not ended", field="id")
             requests = expand_submission(
                 command.request_id,
                 command.token_ids,
                 command.sampling,
                 vocab_size=self._spec.vocab_size,
                 eos_token_ids=self._spec.eos_token_ids,
-                prefix_cache=self._config.cache.prefix_cache,
-                salt=command.cache_salt.encode(),
+                prefix_cache=self._config.cache.prefix_cache or claim is not None,
+                salt=claim.salt if claim is not None else salt,
                 priority=command.priority,
                 deadline=command.deadline,
+                num_delivered=command.num_delivered,
+                first_index=command.first_index,
             )
-            self._scheduler.submit_all(requests)
-            self._live[command.request_id] = len(requests)
+            self._scheduler.submit_all(requests, unpin=claim.unpin if claim is not None else None)
+        except BaleenError:
+            if claim is not None:
+                claim.unpin()
+            raise
+        self._live[command.request_id] = len(requests)
+
+    def _prefill(self, command: Prefill) -> None:
+        self._moves.prefills.require_possible(command)
+        request = prefill_request(
+            command.request_id,
+            command.token_ids,
+            vocab_size=self._spec.vocab_size,
+            prefix_cache=self._config.cache.prefix_cache,
+            salt=command.cache_salt.encode(),
+            priority=command.priority,
+            deadline=command.deadline,
+        )
+        if request is not None:
+            self._scheduler.submit(request)
+            self._live[command.request_id] = 1
+        self._moves.prefills.begin(command, request.num_shareable_blocks if request is not None else 0)
+
+    def _reserve(self, command: Reserve) -> None:
+        try:
+            self._require_serving()
+            found = self._moves.reservations.reserve(command, reserve=self._scheduler.num_spoken_for)
         except BaleenError as error:
-            self._emit(refusal(command.request_id, error))
+            if command.reply.set_running_or_notify_cancel():
+                command.reply.set_exception(error)
+        else:
+            if command.reply.set_running_or_notify_cancel():
+                command.reply.set_result(found)
+            else:
+                self._moves.reservations.release(found.ticket)
 
     def _begin_drain(self, command: Drain) -> None:
         """Start to leave, or shorten the time for it; a second command never lengthens it."""
@@ -142,6 +233,7 @@ class StepLoop:
         deadline = self._clock.now() + timeout_s
         self._drain_deadline = deadline if self._drain is None else min(deadline, self._drain_deadline)
         self._drain = self._drain or command
+        self._moves.reservations.release_all()
 
     def _agree(self, batch: Batch | None) -> Agreement:
         num_tokens = 0 if batch is None else batch.num_tokens
@@ -155,6 +247,7 @@ class StepLoop:
     def _emit_outputs(self, agreement: Agreement) -> None:
         """Report everything since the last report: all that the scheduler has is now known to be final."""
         outputs = self._take_outputs()
+        self._emit_prefills()
         now = self._clock.now()
         if not outputs and not agreement.all_idle and now < self._load_time + LOAD_INTERVAL_S:
             return
@@ -164,6 +257,11 @@ class StepLoop:
             self._group.check()
             self._emit(StepReport(agreement.step, tuple(outputs), load))
             self._load, self._load_time = load, now
+
+    def _emit_prefills(self) -> None:
+        for done in self._moves.prefills.take_done():
+            self._group.check()
+            self._emit(done)
 
     def _compute(self, batch: Batch | None) -> StepResult:
         begin = self._clock.now()
@@ -181,36 +279,62 @@ class StepLoop:
     def _rest(self, agreement: Agreement) -> None:
         """Nobody has a token to compute: leave if all want to, else sleep until something comes."""
         if agreement.may_leave:
-            self._leave()
+            self._leave(agreement)
         elif agreement.any_draining:
             self._group.wait_for_work(GATHER_WAIT_S)
         else:
-            while not self._group.wait_for_work(IDLE_WAIT_S):
-                pass
+            while not self._group.wait_for_work(self._idle_wait_s()):
+                # blocks that come back by themselves may be what a request waits for
+                if self._moves.reap() or self._scheduler.has_work:
+                    return
 
-    def _leave(self) -> None:
-        """Answer what came since the last look at the inbox, and end the loop."""
+    def _idle_wait_s(self) -> float:
+        if self._scheduler.has_work:
+            return STALLED_WAIT_S
+        deadline = self._moves.next_deadline
+        return IDLE_WAIT_S if deadline is None else min(IDLE_WAIT_S, max(0.001, deadline - self._clock.now()))
+
+    def _leave(self, agreement: Agreement) -> None:
+        """Answer everyone who still waits for an answer, and end the loop."""
+        self._await_pushes()
         for command in self._inbox.close():
             self._obey(command)
-        assert not self._scheduler.has_work, "a rank without a token to compute has no request"
+        self._fail_all()
+        self._emit_outputs(agreement)
+        self._moves.prefills.stop(DRAINED)
+        self._emit_prefills()
+        self._moves.close()
         self._left = True
+
+    def _await_pushes(self) -> None:
+        """Give transfers whose blocks are all computed a moment to be acknowledged. The other ranks are not needed."""
+        for _ in range(PUSH_LOOKS):
+            if not self._moves.prefills.is_pushing:
+                break
+            time.sleep(PUSH_LOOK_S)
+            for command in self._inbox.take():
+                self._obey(command)
 
     def _fail_all(self) -> None:
         """End what has not ended, as failed: its tokens so far are delivered, so that it can continue elsewhere."""
         for request_id in list(self._live):
             self._scheduler.abort(request_id, detail=DRAINED)
+        self._moves.prefills.cancel_all(DRAINED)
 
     def _take_outputs(self) -> list[RequestOutput]:
         """What the scheduler has to say; the ends that draining forced are failures, not wishes of the client."""
-        outputs = self._scheduler.take_outputs()
-        for place, output in enumerate(outputs):
-            if output.finish is None:
-                continue
-            self._live[output.request_id] -= 1
-            if not self._live[output.request_id]:
-                del self._live[output.request_id]
-            if output.finish is FinishReason.CANCELLED and output.detail == DRAINED:
-                outputs[place] = replace(output, finish=FinishReason.FAILED)
+        outputs: list[RequestOutput] = []
+        for output in self._scheduler.take_outputs():
+            if output.finish is not None:
+                self._live[output.request_id] -= 1
+                if not self._live[output.request_id]:
+                    del self._live[output.request_id]
+            if output.request_id in self._moves.prefills:
+                self._moves.prefills.ended(output)
+            elif output.finish is FinishReason.CANCELLED and output.detail == DRAINED:
+                outputs.append(replace(output, finish=FinishReason.FAILED))
+            else:
+                outputs.append(output)
         return outputs
 
     def _measure_load(self) -> Load:
@@ -223,6 +347,7 @@ class StepLoop:
             running_tokens=scheduler.num_running_tokens,
             prefill_tokens_per_s=self._speed.prefill_tokens_per_s,
             decode_tokens_per_s=self._speed.decode_tokens_per_s,
+            draining=self._drain is not None,
         )
 
 

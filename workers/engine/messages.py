@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from baleen.ids import Epoch, Incarnation, RequestId
+from baleen.reports import Load, RequestOutput
 from baleen.sampling import SamplingParams
-from workers.engine.batch import RequestOutput
+from workers.transfer.transport import TransferNews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
-    """Start a request. `deadline` is in the rank's own clock; requests share cached blocks within one salt only."""
+    """Start a request. `deadline` is in the rank's own clock; requests share cached blocks within one salt only.
+
+    num_delivered: tokens at the end of `token_ids` that are output already, of a request that moved here; with n above
+    1 each completion moves alone, with n 1 here and its own number as first_index. ticket: of the reservation whose
+    blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty.
+    """
 
     request_id: RequestId
     token_ids: tuple[int, ...]
@@ -19,6 +26,32 @@ class Submit:
     priority: int = 0
     deadline: float | None = None
     cache_salt: str = ""
+    num_delivered: int = 0
+    first_index: int = 0
+    ticket: str | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A reservation on another rank: where it takes transfers, and the first block that it does not hold yet."""
+
+    address: str
+    ticket: str
+    first_block: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """Compute whole blocks, or find them cached, and push them to `destination`; without one, only keep them."""
+
+    request_id: RequestId
+    token_ids: tuple[int, ...]
+    cache_salt: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    destination: Destination | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +75,47 @@ class HealthQuery:
     """Ask for a HealthReport; answered beside the step loop, so also when that is stuck."""
 
 
-Command = Submit | Abort | Drain
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Blocks set aside for a transfer. address: where to push to; the ticket is good for one transfer, one Submit."""
+
+    ticket: str
+    address: str
+    num_held_blocks: int
+    num_reserved_blocks: int
+    expires_in_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Set blocks aside for a prompt that another rank computes. `reply` gets the Reservation, or a BaleenError."""
+
+    token_ids: tuple[int, ...]
+    cache_salt: str
+    timeout_s: float
+    reply: Future[Reservation]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseReservation:
+    """Give a reservation back. Legal at any time, and for unknown tickets."""
+
+    ticket: str
+
+
+LocalCommand = Submit | Abort | Drain
+"""What may also come over a rank's standard input."""
+
+Command = LocalCommand | Prefill | Reserve | ReleaseReservation | TransferNews
 """What the step loop obeys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The rank takes requests. startup: seconds of each part of the start, in order."""
+    """The rank takes requests. startup: seconds of each part of the start, in order.
+
+    address: of its gRPC server, transfer_address: where it takes blocks; empty if it has none.
+    """
 
     rank: int
     world_size: int
@@ -61,22 +128,8 @@ class Ready:
     eos_token_ids: tuple[int, ...]
     num_blocks: int
     startup: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """How busy a rank is. Tokens are those still to be computed for prompts (queued) and those in use (running).
-
-    Speeds are moving averages in tokens per second, 0 until measured.
-    """
-
-    free_blocks: int
-    num_waiting: int
-    num_running: int
-    queued_tokens: int
-    running_tokens: int
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    address: str = ""
+    transfer_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +152,20 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefillDone:
+    """A Prefill has ended: its blocks, those of them that the destination took, and those that were cached here.
+
+    failure: why it did not end well, or None.
+    """
+
+    request_id: RequestId
+    num_blocks: int
+    num_pushed: int
+    num_cached: int
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HealthReport:
     """Progress of the step loop: how long it has been in its present phase. ended: why the epoch is over, or None."""
 
@@ -116,4 +183,4 @@ class Ended:
     cause: str
 
 
-Event = Ready | StepReport | Refused | HealthReport | Ended
+Event = Ready | StepReport | Refused | PrefillDone | HealthReport | Ended

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from baleen.blocks import BLOCK_TOKENS
+from baleen.blocks import BLOCK_TOKENS, shareable_blocks
 from baleen.errors import BaleenError
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
 from workers.cache.ledger import AccountingError, Holder
 from workers.cache.prefix import Node
-from workers.engine.batch import FinishReason
+from workers.engine.batch import FinishReason, RequestOutput, SampledToken
 from workers.engine.token_mask import TokenMask
 
 NO_SLOT = -1
@@ -41,7 +41,9 @@ class Request:
     token_ids: prompt and output so far. num_computed: leading tokens whose cache records are written, always
     0 <= num_computed <= len(token_ids). seed: of this completion alone. stop_ids: tokens that end it. priority: lower
     is more urgent. deadline: absolute seconds of the rank's clock. order: place among all requests of the rank, lower
-    first. num_cached: prompt tokens that the prefix cache gave when it first started.
+    first. num_cached: prompt tokens that the prefix cache gave when it first started. num_delivered: output tokens that
+    came with the request, because it began elsewhere. prefill_only: its whole blocks are to be computed, and no token
+    is sampled; then token_ids are whole blocks.
 
     While running, it has a row `slot` of the runner's block table and blocks for all its tokens. `generation` is
     unique to this stay: a row written under another generation is stale.
@@ -57,6 +59,8 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     token_mask: TokenMask | None = None
+    num_delivered: int = 0
+    prefill_only: bool = False
     order: tuple[float, int] = (0.0, 0)
     key: Holder = field(init=False)
     num_prompt: int = field(init=False)
@@ -72,7 +76,9 @@ class Request:
     def __post_init__(self) -> None:
         assert self.token_ids, "a prompt has at least one token"
         assert self.index >= 0
-        self.num_prompt = len(self.token_ids)
+        assert 0 <= self.num_delivered < len(self.token_ids)
+        assert not (self.prefill_only and len(self.token_ids) % BLOCK_TOKENS)
+        self.num_prompt = len(self.token_ids) - self.num_delivered
         self.key = Holder(self.id, self.index)
 
     @property
@@ -98,14 +104,19 @@ class Request:
     @property
     def max_tokens(self) -> int:
         """Most tokens that prompt and output can reach."""
-        return self.num_prompt + self.sampling.max_tokens
+        return self.num_prompt + (0 if self.prefill_only else self.sampling.max_tokens)
+
+    @property
+    def num_shareable_blocks(self) -> int:
+        """Most leading blocks that the prefix cache may give: what samples computes one token itself."""
+        return shareable_blocks(len(self.token_ids) + self.prefill_only)
 
     def start(self, *, slot: int, generation: int, num_computed: int) -> None:
         """Begin to run with `num_computed` tokens found in the prefix cache."""
         self._require(RequestState.WAITING, "start")
-        assert 0 <= num_computed < len(self.token_ids)
+        assert 0 <= num_computed < len(self.token_ids) + self.prefill_only
         if not self.generation:
-            self.num_cached = num_computed
+            self.num_cached = min(num_computed, self.num_prompt)
         self.state = RequestState.RUNNING
         self.slot = slot
         self.generation = generation
@@ -160,6 +171,12 @@ class Request:
         self._require(RequestState.FINISHED, "vacate")
         assert not self.block_ids
         self.slot = NO_SLOT
+
+    def output(self, position: int, tokens: tuple[SampledToken, ...], detail: str = "") -> RequestOutput:
+        """News for whoever waits: `tokens`, of which the first is output number `position`, and the end if it came."""
+        return RequestOutput(
+            self.id, self.index, position, tokens, self.finish, detail, self.num_prompt, self.num_cached
+        )
 
     def check(self) -> None:
         """Audit of this request alone. Raises AccountingError."""

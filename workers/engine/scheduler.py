@@ -8,12 +8,13 @@ preemption are written down in `policy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from baleen.blocks import BLOCK_TOKENS
+from baleen.blocks import BLOCK_TOKENS, blocks_for
 from baleen.clock import Clock
 from baleen.config import EngineConfig
-from baleen.errors import CapacityError, InvalidRequest
+from baleen.errors import InvalidRequest, QueueFull
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.ledger import AccountingError
@@ -26,6 +27,7 @@ from workers.engine.batch import (
     SamplingFailure,
     StepResult,
 )
+from workers.engine.pins import Pins
 from workers.engine.policy import OrderedRequests, admission_reserve, chunk_tokens, place_in_order, require_fit
 from workers.engine.request import Request, RequestState
 from workers.engine.waiting import WaitingRequests
@@ -42,8 +44,11 @@ class _Submission:
 class Scheduler:
     """Owner of all requests of a rank.
 
-    max_context: most tokens of prompt and output together, resolved from configuration and model.
+    max_context: most tokens of prompt and output together, resolved from configuration and model. on_prefilled: told of
+    each prefill-only request with newly computed or found blocks, while it has them.
     """
+
+    on_prefilled: Callable[[Request], None]
 
     def __init__(self, config: EngineConfig, blocks: BlockCache, clock: Clock, *, max_context: int) -> None:
         assert max_context >= 1
@@ -62,7 +67,14 @@ class Scheduler:
         self._num_submitted = 0
         self._num_started = 0
         self._num_preemptions = 0
+        self._pins = Pins()
         self._audited = True
+        self.on_prefilled: Callable[[Request], None] = lambda request: None
+
+    @property
+    def blocks(self) -> BlockCache:
+        """The blocks that requests are given."""
+        return self._blocks
 
     @property
     def has_work(self) -> bool:
@@ -104,6 +116,12 @@ class Scheduler:
         """Blocks that only the prefix cache keeps."""
         return self._blocks.num_cached
 
+    @property
+    def num_spoken_for(self) -> int:
+        """Blocks that must stay available when others are set aside for a transfer, the request's own tail included."""
+        waiting = blocks_for(self._waiting.num_tokens)
+        return admission_reserve(self._blocks.num_blocks, len(self._running)) + waiting + 1
+
     def submit(self, request: Request) -> None:
         """Take a fresh request.
 
@@ -112,8 +130,11 @@ class Scheduler:
         """
         self.submit_all([request])
 
-    def submit_all(self, requests: list[Request]) -> None:
-        """Take all completions of one submission, or none; `submit` tells the errors."""
+    def submit_all(self, requests: list[Request], *, unpin: Callable[[], None] | None = None) -> None:
+        """Take all completions of one submission, or none; `submit` tells the errors.
+
+        unpin: called once, when the first of them has its blocks, when all have ended, or when the room is needed.
+        """
         self._refuse_unfit(requests)
         now = self._clock.now()
         for request in requests:
@@ -132,6 +153,8 @@ class Scheduler:
                 self._waiting.add(request)
             submission.live[request.index] = request
             self._note_deadline(request)
+        if unpin is not None:
+            self._pins.add(requests[0].id, unpin)
         self._audited = False
 
     def abort(self, request_id: RequestId, index: int | None = None, *, detail: str = "") -> None:
@@ -144,7 +167,9 @@ class Scheduler:
                 self._end(request, FinishReason.CANCELLED, detail)
 
     def schedule(self) -> Batch | None:
-        """Choose the next step's work; None if there is none. Requests past their deadline end here.
+        """Choose the next step's work; None if there is none, or if reservations and transfers keep all blocks.
+
+        Requests past their deadline end here.
 
         The batch must be committed before the next call.
         """
@@ -160,9 +185,12 @@ class Scheduler:
         budget = self._config.max_batch_tokens - len(items)
         for request in prefills:
             budget -= self._schedule_chunk(request, budget, items)
-        while budget and (started := self._admit_first()):
-            budget -= self._schedule_chunk(started, budget, items)
-        assert items, "requests are live, but none can make progress"
+        budget -= self._admit(budget, items)
+        if not items and self._pins.drop_all():
+            budget -= self._admit(budget, items)
+        if not items:
+            assert self._blocks.is_encumbered or not self._submissions, "requests are live, but none can make progress"
+            return None
         self._in_flight = Batch(tuple(items), self._config.max_batch_tokens - budget)
         return self._in_flight
 
@@ -178,6 +206,8 @@ class Scheduler:
             assert (sampled is not None) is item.samples
             request.advance(item.num_tokens)
             self._blocks.register_computed(request)
+            if request.prefill_only:
+                self._note_prefilled(request)
             if sampled is None:
                 continue
             if isinstance(sampled, SamplingFailure):
@@ -185,12 +215,12 @@ class Scheduler:
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)
-            if not position:
+            if position == request.num_delivered:
                 self._admit_siblings(request.id)
             if finish is not None:
                 self._end(request, finish, "", (sampled,))
             else:
-                outputs.append(_output(request, position, (sampled,)))
+                outputs.append(request.output(position, (sampled,)))
         # aborted while the model was writing into their blocks, which nobody else could be given until now
         for request in self._ended_in_flight:
             self._vacate(request)
@@ -233,7 +263,7 @@ class Scheduler:
                 raise InvalidRequest(f"{request.key} is already running or queued", field="request_id")
             require_fit(request, max_context=self._max_context, num_blocks=self._blocks.num_blocks)
         if len(self._waiting) + len(requests) > self._config.max_waiting:
-            raise CapacityError(
+            raise QueueFull(
                 f"{len(self._waiting)} requests wait and {len(requests)} came, the queue takes at most "
                 f"{self._config.max_waiting}"
             )
@@ -247,7 +277,7 @@ class Scheduler:
         while place < len(running):
             request = running[place]
             num_tokens = len(request.token_ids)
-            if num_tokens - request.num_computed > 1:
+            if num_tokens - request.num_computed > 1 or request.prefill_only:
                 prefills.append(request)
             elif num_tokens <= len(request.block_ids) * BLOCK_TOKENS or self._grow(request):
                 items.append(BatchItem(request, num_tokens - 1, 1, True))
@@ -257,6 +287,8 @@ class Scheduler:
     def _grow(self, request: Request) -> bool:
         """One block more for a running request, from those after it if need be; False if it had to give way."""
         while not self._blocks.extend(request):
+            if self._pins.drop_all():
+                continue
             victim = self._running[-1]
             self._preempt(victim)
             if victim is request:
@@ -271,6 +303,15 @@ class Scheduler:
         self._waiting.add(request)
         self._num_preemptions += 1
 
+    def _admit(self, budget: int, items: list[BatchItem]) -> int:
+        """Start waiting requests as long as they find room; the tokens of the budget that their chunks take."""
+        rest = budget
+        while rest and (started := self._admit_first()):
+            if started.prefill_only:
+                self._note_prefilled(started)
+            rest -= self._schedule_chunk(started, rest, items)
+        return budget - rest
+
     def _admit_first(self) -> Request | None:
         """Start the first waiting request, or nobody if it finds no place."""
         request = self._waiting.first()
@@ -284,13 +325,21 @@ class Scheduler:
         self._num_started += 1
         request.start(slot=self._free_slots.pop(), generation=self._num_started, num_computed=num_computed)
         self._running.add(request)
+        self._pins.drop(request.id)
         return request
+
+    def _note_prefilled(self, request: Request) -> None:
+        """A prefill-only request has new blocks: hand them on, and end it with the last one."""
+        self.on_prefilled(request)
+        if not request.num_uncomputed:
+            self._end(request, FinishReason.LENGTH, "")
 
     def _schedule_chunk(self, request: Request, budget: int, items: list[BatchItem]) -> int:
         uncomputed = request.num_uncomputed
         chunk = chunk_tokens(uncomputed, budget=budget, max_chunk=self._config.max_chunk_tokens)
         if chunk:
-            items.append(BatchItem(request, request.num_computed, chunk, chunk == uncomputed))
+            samples = chunk == uncomputed and not request.prefill_only
+            items.append(BatchItem(request, request.num_computed, chunk, samples))
         return chunk
 
     def _admit_siblings(self, request_id: RequestId) -> None:
@@ -321,10 +370,11 @@ class Scheduler:
             self._vacate(request)
         del submission.live[request.index]
         if not submission.live:
+            self._pins.drop(request.id)
             del self._submissions[request.id]
         elif leads:
             self._waiting.promote(request.id)
-        self._outputs.append(_output(request, request.num_output - len(tokens), tokens, detail))
+        self._outputs.append(request.output(request.num_output - len(tokens), tokens, detail))
 
     def _is_in_flight(self, request: Request) -> bool:
         return self._in_flight is not None and any(item.request is request for item in self._in_flight.items)
@@ -346,9 +396,3 @@ class Scheduler:
                     self._end(request, FinishReason.DEADLINE, detail)
                 else:
                     self._note_deadline(request)
-
-
-def _output(request: Request, position: int, tokens: tuple[SampledToken, ...], detail: str = "") -> RequestOutput:
-    return RequestOutput(
-        request.id, request.index, position, tokens, request.finish, detail, request.num_prompt, request.num_cached
-    )

@@ -5,25 +5,14 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections.abc import Callable, Collection, Sequence
-from hashlib import blake2b
 
+from baleen.blocks import BLOCK_TOKENS, shareable_blocks
 from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
 from baleen.sampling import MAX_SEED, SamplingParams
+from baleen.seeds import completion_seed
 from workers.engine.request import Request
 from workers.engine.token_mask import TokenMask
-
-
-def completion_seed(seed: int, index: int) -> int:
-    """Seed of completion `index` of a submission with `seed`, from 0 to MAX_SEED.
-
-    Completion 0 keeps the seed, so the first of n completions is the one that n=1 gives.
-    """
-    if index == 0:
-        return seed
-    message = seed.to_bytes(8, "little") + index.to_bytes(8, "little")
-    digest = blake2b(message, digest_size=8, person=b"baleen.seed").digest()
-    return int.from_bytes(digest, "little") & MAX_SEED
 
 
 def expand_submission(
@@ -38,29 +27,29 @@ def expand_submission(
     priority: int = 0,
     deadline: float | None = None,
     new_token_mask: Callable[[], TokenMask] | None = None,
+    num_delivered: int = 0,
+    first_index: int = 0,
 ) -> list[Request]:
-    """The `sampling.n` requests of one submission, in order of their index.
+    """The `sampling.n` requests of one submission, in order of their index, which begins at `first_index`.
+
+    num_delivered: tokens at the end of `prompt_ids` that are output already, of the one completion `first_index`.
 
     Without a seed in `sampling` a random one is drawn. Without `prefix_cache` the salt is made unique, so that only
     these requests share blocks with each other. new_token_mask is called once per completion.
-    Raises InvalidRequest for a prompt, stop token or biased token outside the vocabulary.
+    Raises InvalidRequest for a prompt, stop token or biased token outside the vocabulary, and for delivered tokens
+    that leave nothing to continue.
     """
-    if not prompt_ids:
-        raise InvalidRequest("prompt has 0 tokens, at least 1 is needed", field="prompt")
-    try:
-        token_ids = array("q", prompt_ids).tolist()
-    except (TypeError, OverflowError) as error:
-        raise InvalidRequest(f"prompt holds something that is no token id: {error}", field="prompt") from error
-    _require_known("prompt", token_ids, vocab_size)
+    token_ids = _checked_prompt(prompt_ids, vocab_size)
     _require_known("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _require_known("logit_bias", sampling.logit_bias, vocab_size)
     seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
     stop_ids = sampling.stop_token_ids
     if not sampling.ignore_eos:
         stop_ids = stop_ids.union(eos_token_ids)
+    _require_continuable(token_ids, num_delivered, sampling, stop_ids)
     if not prefix_cache:
         salt = secrets.token_bytes(16)
-    return [
+    requests = [
         Request(
             id=request_id,
             index=index,
@@ -72,9 +61,78 @@ def expand_submission(
             priority=priority,
             deadline=deadline,
             token_mask=new_token_mask() if new_token_mask else None,
+            num_delivered=num_delivered,
         )
-        for index in range(sampling.n)
+        for index in range(first_index, first_index + sampling.n)
     ]
+    for request in requests:
+        if request.token_mask is not None:
+            for token in request.output_ids:
+                request.token_mask.accept(token)
+    return requests
+
+
+def prefill_request(
+    request_id: RequestId,
+    prompt_ids: Sequence[int],
+    *,
+    vocab_size: int,
+    prefix_cache: bool = True,
+    salt: bytes = b"",
+    priority: int = 0,
+    deadline: float | None = None,
+) -> Request | None:
+    """A request that computes the whole blocks which one of `prompt_ids` can share; None if there are none.
+
+    Raises InvalidRequest for a prompt outside the vocabulary.
+    """
+    token_ids = _checked_prompt(prompt_ids, vocab_size)
+    num_blocks = shareable_blocks(len(token_ids))
+    if not num_blocks:
+        return None
+    return Request(
+        id=request_id,
+        index=0,
+        token_ids=token_ids[: num_blocks * BLOCK_TOKENS],
+        sampling=SamplingParams(max_tokens=1),
+        seed=0,
+        salt=salt if prefix_cache else secrets.token_bytes(16),
+        priority=priority,
+        deadline=deadline,
+        prefill_only=True,
+    )
+
+
+def _checked_prompt(prompt_ids: Sequence[int], vocab_size: int) -> list[int]:
+    if not prompt_ids:
+        raise InvalidRequest("prompt has 0 tokens, at least 1 is needed", field="prompt")
+    try:
+        token_ids = array("q", prompt_ids).tolist()
+    except (TypeError, OverflowError) as error:
+        raise InvalidRequest(f"prompt holds something that is no token id: {error}", field="prompt") from error
+    _require_known("prompt", token_ids, vocab_size)
+    return token_ids
+
+
+def _require_continuable(
+    token_ids: list[int], num_delivered: int, sampling: SamplingParams, stop_ids: frozenset[int]
+) -> None:
+    """Raise InvalidRequest unless the completion, with `num_delivered` tokens of output, has not ended yet."""
+    if not num_delivered:
+        return
+    if not 0 < num_delivered < len(token_ids):
+        raise InvalidRequest(
+            f"num_delivered is {num_delivered}, must be from 0 to {len(token_ids) - 1}", field="num_delivered"
+        )
+    if sampling.n != 1:
+        raise InvalidRequest(f"n is {sampling.n}, each completion is continued alone", field="num_delivered")
+    ended = token_ids[-1] in stop_ids and num_delivered > sampling.min_tokens
+    if ended or num_delivered >= sampling.max_tokens:
+        raise InvalidRequest(
+            f"{num_delivered} delivered tokens of at most {sampling.max_tokens}, "
+            f"the last one {token_ids[-1]}: the completion has ended",
+            field="num_delivered",
+        )
 
 
 def _require_known(field: str, token_ids: Collection[int], vocab_size: int) -> None:

@@ -26,14 +26,14 @@ class Runner:
         """Allocate the cache. Raises ConfigError where the cache's format does not fit the model."""
         spec = weights.spec
         self._spec = spec
-        cache = allocate_cache(
+        self.cache = allocate_cache(
             spec,
             config.cache.dtype,
             config.cache.num_blocks,
             hadamard_keys=config.model.hadamard,
             compute_dtype=COMPUTE_DTYPES[config.model.compute_dtype],
         )
-        self._model = DeepseekV32(weights, cache, exchange, attention_form=config.model.attention_form)
+        self._model = DeepseekV32(weights, self.cache, exchange, attention_form=config.model.attention_form)
         self._sampler = Sampler(spec.vocab_size)
         most_blocks = min(config.cache.num_blocks, -(-spec.max_positions // BLOCK_TOKENS))
         self._tables = BlockTables(config.engine.max_running, most_blocks)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baleen.errors import BaleenError
 from baleen.ids import Epoch, Incarnation, RequestId
+from baleen.reports import Load
 from baleen.sampling import SamplingParams
 from workers.engine.batch import FinishReason, RequestOutput, SampledToken
 from workers.engine.messages import (
@@ -16,7 +17,6 @@ from workers.engine.messages import (
     Ended,
     HealthQuery,
     HealthReport,
-    Load,
     Ready,
     Refused,
     StepReport,
@@ -81,6 +81,7 @@ loads = st.builds(
     running_tokens=counts,
     prefill_tokens_per_s=numbers,
     decode_tokens_per_s=numbers,
+    draining=st.booleans(),
 )
 events = (
     st.builds(StepReport, counts, st.lists(outputs, max_size=3).map(tuple), loads)
@@ -96,6 +97,7 @@ events = (
         max_context=counts,
         eos_token_ids=st.lists(tokens).map(tuple),
         num_blocks=counts,
+        address=st.text(),
         startup=st.lists(st.tuples(st.text(), numbers)).map(tuple),
     )
     | st.builds(Refused, st.none() | ids, st.text(), st.none() | st.text(), st.text())

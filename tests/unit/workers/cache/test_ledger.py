@@ -3,10 +3,12 @@
 import pytest
 
 from baleen.ids import RequestId
-from workers.cache.ledger import AccountingError, BlockState, Holder, Ledger
+from workers.cache.ledger import AccountingError, BlockState, Holder, HolderKind, Ledger
 
 A = Holder(RequestId("a"), 0)
 B = Holder(RequestId("b"), 1)
+LOAN = Holder(RequestId("a"), 0, HolderKind.TRANSFER)
+COMING = Holder(RequestId("7"), 0, HolderKind.RESERVATION)
 
 
 def counts(ledger: Ledger) -> tuple[int, int, int]:
@@ -116,3 +118,59 @@ def test_check_finds_a_block_that_is_free_twice() -> None:
     ledger._free[0] = ledger._free[1]
     with pytest.raises(AccountingError, match="block 0 is free twice"):
         ledger.check({}, ())
+
+
+def test_a_lent_block_is_held_while_a_request_has_it_and_lent_after() -> None:
+    ledger = Ledger(2)
+    block = ledger.take(A)
+    ledger.share(LOAN, block)
+    assert ledger.state(block) is BlockState.HELD and ledger.num_lent == 0
+    ledger.check({A: [block], LOAN: [block]}, {block})
+    assert ledger.release(A, keep={block}) == []
+    assert ledger.state(block) is BlockState.LENT and (ledger.num_held, ledger.num_lent) == (0, 1)
+    ledger.check({LOAN: [block]}, {block})
+    assert not ledger.share(B, block)
+    assert ledger.state(block) is BlockState.HELD and ledger.num_lent == 0
+    ledger.release(B, keep={block})
+    assert ledger.give_back(LOAN, block, keep={block})
+    assert ledger.state(block) is BlockState.CACHED
+    ledger.check({}, {block})
+
+
+def test_a_cached_block_can_be_lent_and_a_private_one_is_freed_after() -> None:
+    ledger = Ledger(2)
+    cached, private = ledger.take(A), ledger.take(A)
+    ledger.share(LOAN, private)
+    ledger.release(A, keep={cached})
+    assert ledger.share(LOAN, cached)
+    assert (ledger.num_lent, ledger.num_cached) == (2, 0)
+    assert ledger.release(LOAN, keep={cached}) == [cached]
+    assert ledger.state(private) is BlockState.FREE and counts(ledger) == (1, 0, 1)
+
+
+def test_blocks_arrive_in_order_and_are_nobody_s_until_they_land() -> None:
+    ledger = Ledger(4)
+    blocks = [ledger.expect(COMING) for _ in range(3)]
+    assert (ledger.num_free, ledger.num_arriving) == (1, 3) and ledger.arriving_for(COMING) == tuple(blocks)
+    with pytest.raises(AssertionError, match="is arriving"):
+        ledger.share(A, blocks[0])
+    ledger.check({COMING: blocks}, ())
+    assert ledger.land(COMING) == blocks[0]
+    assert ledger.state(blocks[0]) is BlockState.HELD
+    ledger.check({COMING: blocks}, ())
+    ledger.give_up(COMING)
+    assert (ledger.num_free, ledger.num_arriving, ledger.num_held) == (3, 0, 1)
+    ledger.check({COMING: blocks[:1]}, ())
+    ledger.release(COMING, keep=())
+    ledger.check({}, ())
+
+
+def test_check_names_a_reservation_or_a_transfer_that_leaks() -> None:
+    ledger = Ledger(2)
+    ledger.expect(COMING)
+    with pytest.raises(AccountingError, match=r"reservation 7\[0\] leaks"):
+        ledger.check({}, ())
+    block = ledger.take(A)
+    ledger.share(LOAN, block)
+    with pytest.raises(AccountingError, match=r"transfer of a\[0\] leaks"):
+        ledger.check({A: [block], COMING: ledger.arriving_for(COMING)}, ())

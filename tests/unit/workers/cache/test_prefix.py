@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, child_hash, root_hash
+from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, child_hash, root_hash, shareable_blocks
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.events import Cleared, Event, Removed, Stored
@@ -31,6 +31,10 @@ class User:
     @property
     def key(self) -> Holder:
         return Holder(RequestId(self.name), 0)
+
+    @property
+    def num_shareable_blocks(self) -> int:
+        return shareable_blocks(len(self.token_ids))
 
 
 class Cache:
@@ -251,7 +255,7 @@ def test_clear_forgets_all_and_is_refused_while_blocks_are_held() -> None:
     user = User(text(1, 2))
     cache.fill(user)
     cache.admit(user)
-    with pytest.raises(AssertionError, match="3 blocks are held"):
+    with pytest.raises(AssertionError, match="3 blocks are in use"):
         cache.blocks.clear()
     cache.release(user)
     cache.blocks.clear()

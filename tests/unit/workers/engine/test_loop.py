@@ -196,7 +196,7 @@ def test_one_completion_of_several_can_be_aborted():
         ((1, VOCAB_SIZE), {}, "InvalidRequest", "prompt"),
         ((1,), {"max_tokens": 2000}, "InvalidRequest", "max_tokens"),
         ((1,), {"stop_token_ids": frozenset({VOCAB_SIZE})}, "InvalidRequest", "stop_token_ids"),
-        ((1,), {"n": 65}, "CapacityError", None),
+        ((1,), {"n": 65}, "QueueFull", None),
     ],
 )
 def test_a_request_that_cannot_run_is_refused_with_its_reason_and_no_other_suffers(prompt, sampling, error, field):

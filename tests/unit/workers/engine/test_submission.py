@@ -7,8 +7,9 @@ import pytest
 from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
 from baleen.sampling import MAX_SEED, SamplingParams
+from baleen.seeds import completion_seed
 from workers.engine.request import Request
-from workers.engine.submission import completion_seed, expand_submission
+from workers.engine.submission import expand_submission
 
 
 def expand(prompt: Any = (1, 2), *, sampling: SamplingParams | None = None, **options: Any) -> list[Request]:

@@ -1,0 +1,309 @@
+"""Everything that is kept in Redis: key names, value formats, the scripts that change them, and their replies.
+
+A rank that announces itself takes a lease under a tag of 4 random bytes. A tag names one life of a lease: whoever
+loses a lease comes back under another, so that what was written before can be told from what is true. With the prefix
+`baleen:{cluster}:` there are
+
+    leases       sorted set   tag -> end of the lease, in milliseconds of the server's clock
+    ranks        hash         tag -> incarnation, a space, RankInfo as JSON
+    b<hash>      string       a block: the tags of up to 16 ranks that hold it
+    held:<tag>   set          the hashes of the blocks that name the tag, for the clean-up
+
+Every key has a time to live, so that nothing outlives a dead cluster, and nothing here is needed for being right.
+Hashes are keyed with the tenant's salt; neither token ids nor text are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha1
+from typing import Any, cast
+
+from baleen.blocks import HASH_BYTES, BlockHash
+from baleen.errors import BaleenError
+from baleen.ids import Epoch, Incarnation
+from baleen.reports import RankInfo
+
+TAG_BYTES = 4
+MOST_HOLDERS = 16
+"""Ranks named by one block. More may hold it; as a shared prefix forks, each is named where fewer hold the block."""
+
+LEASE_S = 5.0
+RENEW_INTERVAL_S = 1.0
+KEEP_S = 600.0
+"""Life of a block's entry; its holder writes it anew in half that time."""
+
+BATCH_BLOCKS = 1000
+"""Most blocks in one call that writes, so that Redis answers lookups in between."""
+
+COMMANDS = (
+    *("eval", "evalsha", "time", "get", "set", "del", "pexpire", "exists", "sadd", "srem", "spop", "scard"),
+    *("zadd", "zrem", "zscore", "zrangebyscore", "hset", "hget", "hdel", "hmget", "hexists"),
+)
+"""All that a Redis user (ACL) must be allowed, on the keys `baleen:*`; a password also needs `auth`."""
+
+
+class MalformedReply(BaleenError):
+    """Redis holds or answers something that no baleen of this version writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the SHA-1 by which Redis knows it."""
+
+    source: str
+    sha: str
+
+
+def _script(body: str) -> Script:
+    source = _PRELUDE + body
+    return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+_PRELUDE = f"""
+local prefix = KEYS[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local tag_bytes, hash_bytes, entry_bytes = {TAG_BYTES}, {HASH_BYTES}, {MOST_HOLDERS * TAG_BYTES}
+local leases, ranks = prefix .. 'leases', prefix .. 'ranks'
+
+local function alive(tag)
+  local ends = redis.call('ZSCORE', leases, tag)
+  return ends and tonumber(ends) > now
+end
+
+local function owns(incarnation, tag)
+  local rank = redis.call('HGET', ranks, tag)
+  return rank and string.sub(rank, 1, #incarnation + 1) == incarnation .. ' ' and alive(tag)
+end
+
+local function place(entry, tag)
+  for at = 1, #entry, tag_bytes do
+    if string.sub(entry, at, at + tag_bytes - 1) == tag then return at end
+  end
+end
+
+local function forget(hash, tag)
+  local key = prefix .. 'b' .. hash
+  local entry = redis.call('GET', key)
+  local at = entry and place(entry, tag)
+  if not at then return end
+  entry = string.sub(entry, 1, at - 1) .. string.sub(entry, at + tag_bytes)
+  if entry == '' then redis.call('DEL', key) else redis.call('SET', key, entry, 'KEEPTTL') end
+end
+"""
+
+REGISTER = _script("""
+local tag, old_tag, incarnation, info, lease_ms, keep_ms = unpack(ARGV)
+if redis.call('HEXISTS', ranks, tag) == 1 or redis.call('EXISTS', prefix .. 'held:' .. tag) == 1 then return 0 end
+if old_tag ~= '' and redis.call('HEXISTS', ranks, old_tag) == 1 then redis.call('ZADD', leases, 0, old_tag) end
+redis.call('ZADD', leases, now + lease_ms, tag)
+redis.call('HSET', ranks, tag, incarnation .. ' ' .. info)
+redis.call('PEXPIRE', leases, 2 * keep_ms)
+redis.call('PEXPIRE', ranks, 2 * keep_ms)
+return 1
+""")
+"""Take a lease under a tag that nobody has, and end the one under old_tag. 0: the tag is taken, draw another."""
+
+RENEW = _script("""
+local tag, incarnation, lease_ms, keep_ms = unpack(ARGV)
+if not owns(incarnation, tag) then return 0 end
+redis.call('ZADD', leases, now + lease_ms, tag)
+redis.call('PEXPIRE', leases, 2 * keep_ms)
+redis.call('PEXPIRE', ranks, 2 * keep_ms)
+redis.call('PEXPIRE', prefix .. 'held:' .. tag, 2 * keep_ms)
+return 1
+""")
+"""Lengthen a lease. 0: it is over, and can only be taken anew."""
+
+RELEASE = _script("""
+local tag, incarnation = unpack(ARGV)
+if not owns(incarnation, tag) then return 0 end
+redis.call('ZADD', leases, 0, tag)
+return 1
+""")
+"""End a lease now."""
+
+ANNOUNCE = _script("""
+local tag, incarnation, keep_ms, stored, removed = unpack(ARGV)
+if not owns(incarnation, tag) then return 0 end
+local held = prefix .. 'held:' .. tag
+local gone = {}
+for at = 1, #removed, hash_bytes do
+  local hash = string.sub(removed, at, at + hash_bytes - 1)
+  forget(hash, tag)
+  gone[#gone + 1] = hash
+end
+if #gone > 0 then redis.call('SREM', held, unpack(gone)) end
+local new = {}
+for at = 1, #stored, hash_bytes do
+  local hash = string.sub(stored, at, at + hash_bytes - 1)
+  local key = prefix .. 'b' .. hash
+  local entry = redis.call('GET', key) or ''
+  local named = place(entry, tag)
+  if not named and #entry >= entry_bytes then
+    local living = {}
+    for other = 1, #entry, tag_bytes do
+      local name = string.sub(entry, other, other + tag_bytes - 1)
+      if alive(name) then living[#living + 1] = name end
+    end
+    entry = table.concat(living)
+  end
+  if named then
+    redis.call('PEXPIRE', key, keep_ms)
+  elseif #entry < entry_bytes then
+    redis.call('SET', key, entry .. tag, 'PX', keep_ms)
+  end
+  if named or #entry < entry_bytes then new[#new + 1] = hash end
+end
+if #new > 0 then
+  redis.call('SADD', held, unpack(new))
+  redis.call('PEXPIRE', held, 2 * keep_ms)
+end
+return 1
+""")
+"""Write what a rank holds and holds no more. 0, and no change: the lease is over, and the news with it."""
+
+CLEAN = _script("""
+local ended = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 1)
+local tag = ended[1]
+if not tag then return -1 end
+local held = prefix .. 'held:' .. tag
+local hashes = redis.call('SPOP', held, ARGV[1])
+for _, hash in ipairs(hashes) do forget(hash, tag) end
+if redis.call('SCARD', held) == 0 then
+  redis.call('ZREM', leases, tag)
+  redis.call('HDEL', ranks, tag)
+end
+return #hashes
+""")
+"""Take up to ARGV[1] blocks from a rank whose lease is over. Their number; -1: every lease is alive."""
+
+LOOKUP = _script("""
+local chain = ARGV[1]
+local entries = {}
+local function holders(block)
+  if not entries[block] then
+    local hash = string.sub(chain, (block - 1) * hash_bytes + 1, block * hash_bytes)
+    entries[block] = redis.call('GET', prefix .. 'b' .. hash) or ''
+  end
+  return entries[block]
+end
+
+local depths = {}
+local function note(block)
+  local entry = holders(block)
+  for at = 1, #entry, tag_bytes do
+    local tag = string.sub(entry, at, at + tag_bytes - 1)
+    if (depths[tag] or 0) < block then depths[tag] = block end
+  end
+end
+
+local function same_until(first, last)
+  local entry, later = holders(first), holders(last)
+  for at = 1, #entry, tag_bytes do
+    if not place(later, string.sub(entry, at, at + tag_bytes - 1)) then return false end
+  end
+  return true
+end
+
+local function walk(first, last)
+  note(first)
+  note(last)
+  if last - first < 2 or same_until(first, last) then return end
+  local middle = math.floor((first + last) / 2)
+  walk(first, middle)
+  walk(middle, last)
+end
+
+local count = #chain / hash_bytes
+if count == 0 or holders(1) == '' then return {} end
+local known, unknown = 1, count + 1
+while unknown - known > 1 do
+  local middle = math.floor((known + unknown) / 2)
+  if holders(middle) == '' then unknown = middle else known = middle end
+end
+walk(1, known)
+
+local reply = {}
+for tag, depth in pairs(depths) do
+  local rank = alive(tag) and redis.call('HGET', ranks, tag)
+  if rank then
+    reply[#reply + 1] = string.match(rank, '^(%S+)')
+    reply[#reply + 1] = depth
+  end
+end
+return reply
+""")
+"""For every living holder of a prefix of the chain ARGV[1] of hashes: incarnation, number of leading blocks.
+
+Whoever holds a block holds those before it, so the last block that is held, and each holder's last, are found by
+halving: a few GETs for each holder, and not one for each block.
+"""
+
+MEMBERS = _script("""
+local tags = redis.call('ZRANGEBYSCORE', leases, '(' .. now, '+inf')
+if #tags == 0 then return {} end
+return redis.call('HMGET', ranks, unpack(tags))
+""")
+"""Incarnation and RankInfo of every rank whose lease is alive."""
+
+
+def key_prefix(cluster: str) -> bytes:
+    """KEYS[1] of every script. The braces keep all keys of a cluster in one slot of a Redis cluster."""
+    return b"baleen:{%s}:" % cluster.encode()
+
+
+def pack_hashes(hashes: Iterable[BlockHash]) -> bytes:
+    """Hashes as a script takes them: one argument, 16 bytes each."""
+    return b"".join(hashes)
+
+
+def encode_info(info: RankInfo) -> bytes:
+    """RankInfo as it stands in a lease."""
+    return json.dumps(asdict(info), separators=(",", ":")).encode()
+
+
+def decode_members(reply: object) -> dict[Incarnation, RankInfo]:
+    """The reply of MEMBERS. Raises MalformedReply; fields that a newer version added are passed over."""
+    members: dict[Incarnation, RankInfo] = {}
+    for entry in _items(reply):
+        if entry is None:
+            continue
+        incarnation, _, text = bytes(entry).partition(b" ")
+        info = _decode_info(text)
+        if info.incarnation.encode() != incarnation:
+            raise MalformedReply(f"the lease of {incarnation!r} is that of {info.incarnation}")
+        members[info.incarnation] = info
+    return members
+
+
+def decode_prefixes(reply: object) -> dict[Incarnation, int]:
+    """The reply of LOOKUP: leading blocks of the chain that each living rank holds. Raises MalformedReply."""
+    items = _items(reply)
+    if len(items) % 2:
+        raise MalformedReply(f"a lookup answered {len(items)} values, must be pairs")
+    return {Incarnation(bytes(name).decode()): int(depth) for name, depth in zip(items[::2], items[1::2], strict=True)}
+
+
+def _items(reply: object) -> Sequence[Any]:
+    if not isinstance(reply, list):
+        raise MalformedReply(f"Redis answered {type(reply).__name__}, must be a list")
+    return cast(Sequence[Any], reply)
+
+
+_FIELDS = {field.name: field for field in fields(RankInfo)}
+
+
+def _decode_info(text: bytes) -> RankInfo:
+    try:
+        stored: Mapping[str, Any] = json.loads(text)
+        known = {name: value for name, value in stored.items() if name in _FIELDS}
+        known["eos_token_ids"] = tuple(int(token) for token in known["eos_token_ids"])
+        known["incarnation"] = Incarnation(str(known["incarnation"]))
+        known["epoch"] = Epoch(str(known["epoch"]))
+        return RankInfo(**known)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MalformedReply(f"a lease holds no description of a rank: {text[:200]!r}") from error

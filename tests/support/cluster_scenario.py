@@ -1,0 +1,162 @@
+"""The life of a whole cluster, as an operator sees it: up, used, a rank killed, a group drained, down.
+
+usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed]      in a network namespace
+
+With `killed` nothing is done with it, but its `baleen up` is killed.
+
+Prints one JSON object of what was seen; the test looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baleen.wire.channel import open_channel
+from tests.support.namespace import processes_here
+
+UP_TIMEOUT_S = 120.0
+BACK_TIMEOUT_S = 60.0
+PROMPT = "The whale surfaced. " * 20
+ADDRESS = "127.0.0.1:9000"
+
+
+class Scenario:
+    """One run."""
+
+    def __init__(self, directory: Path, config: Path) -> None:
+        self._directory = directory
+        self._config = config
+        # short, since sockets lie in it
+        self._temporary = Path(tempfile.mkdtemp(prefix="bl-", dir="/tmp"))
+        self._environment = {
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(directory / "run"),
+            "XDG_CACHE_HOME": str(directory / "cache"),
+            "TMPDIR": str(self._temporary),
+        }
+
+    def run(self, *, killed: bool) -> dict[str, Any]:
+        """Everything, in order."""
+        seen: dict[str, Any] = {}
+        begin = time.monotonic()
+        errors = (self._directory / "up.err").open("wb")
+        up = subprocess.Popen(
+            self._command("up", "--config", str(self._config)),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=self._environment,
+            process_group=0,
+        )
+        try:
+            assert up.stdout is not None
+            readable, _, _ = select.select([up.stdout], [], [], UP_TIMEOUT_S)
+            seen["ready"] = up.stdout.readline().decode() if readable else ""
+            assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
+            if killed:
+                up.kill()
+                up.wait(10.0)
+                seen["status_killed"] = self._baleen("status")
+            else:
+                seen["answer"] = asyncio.run(_generate())
+                seen["first_answer_s"] = time.monotonic() - begin
+                seen["second_up"] = self._baleen("up", "--config", str(self._config))
+                self._use(seen)
+                seen["pss_mb"] = sum(map(_pss_kb, (pid for pid, _ in processes_here()))) // 1024
+            seen["down"] = self._baleen("down")
+            seen["up_code"] = up.wait(10.0)
+        finally:
+            if up.poll() is None:
+                up.terminate()
+                up.wait(60.0)
+        seen["errors"] = (self._directory / "up.err").read_text()
+        seen["processes"] = [words for _, words in processes_here()]
+        places = (self._directory / "run", self._temporary)
+        seen["files"] = [str(path) for place in places for path in place.rglob("*")]
+        shutil.rmtree(self._temporary)
+        seen["status_after"] = self._baleen("status")
+        return seen
+
+    def _use(self, seen: dict[str, Any]) -> None:
+        """Look at it, kill a rank, drain a group."""
+        seen["status"] = self._baleen("status")
+        before = self._ranks()
+        seen["ranks"] = before
+        victim = next(rank for rank in before if rank["info"]["group"] == "decode/0" and rank["info"]["rank"] == 1)
+        os.kill(victim["info"]["pid"], signal.SIGKILL)
+        seen["after_kill"] = self._await_ranks(_replaced("decode/0", before, len(before)))
+        seen["answer_after_kill"] = asyncio.run(_generate())
+        seen["logs"] = self._baleen("logs", "decode/0", "--lines", "50")
+        seen["drain_unknown"] = self._baleen("drain", "prefill/7")
+        seen["drain"] = self._baleen("drain", "prefill/0")
+        seen["after_drain"] = self._await_ranks(_replaced("prefill/0", seen["after_kill"], len(before)))
+        seen["answer_after_drain"] = asyncio.run(_generate())
+
+    def _ranks(self) -> list[dict[str, Any]]:
+        code, output, _ = self._baleen("status", "--json")
+        assert code == 0, output
+        ranks: list[dict[str, Any]] = json.loads(output)["ranks"]
+        return ranks
+
+    def _await_ranks(self, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + BACK_TIMEOUT_S
+        while not good(ranks := self._ranks()):
+            assert time.monotonic() < deadline, f"not back: {ranks}"
+        return ranks
+
+    def _baleen(self, *words: str) -> tuple[int, str, str]:
+        done = subprocess.run(self._command(*words), capture_output=True, text=True, env=self._environment, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    @staticmethod
+    def _command(*words: str) -> list[str]:
+        return [sys.executable, "-m", "cluster.cli", *words]
+
+
+def _replaced(group: str, before: list[dict[str, Any]], count: int) -> Callable[[list[dict[str, Any]]], bool]:
+    """All ranks there and well, and those of `group` under another epoch than before."""
+    old = {rank["info"]["epoch"] for rank in before if rank["info"]["group"] == group}
+
+    def good(ranks: list[dict[str, Any]]) -> bool:
+        epochs = {rank["info"]["epoch"] for rank in ranks if rank["info"]["group"] == group}
+        return len(ranks) == count and not epochs & old and all(rank["error"] is None for rank in ranks)
+
+    return good
+
+
+async def _generate() -> dict[str, Any]:
+    async with open_channel(ADDRESS) as channel:
+        stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
+        request = inference_pb2.GenerateRequest(
+            text=PROMPT,
+            sampling=common_pb2.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True),
+        )
+        tokens: list[int] = []
+        async for message in stub.Generate(request, timeout=60):
+            tokens += message.delta.token_ids
+    return {"tokens": tokens}
+
+
+def _pss_kb(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+if __name__ == "__main__":
+    scenario = Scenario(Path(sys.argv[1]), Path(sys.argv[2]))
+    json.dump(scenario.run(killed=sys.argv[3:] == ["killed"]), sys.stdout)

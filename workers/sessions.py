@@ -1,0 +1,154 @@
+"""Which router asked for which request: events of the step loop go to the session that they are for, and only there.
+
+Everything here runs in the event loop of the gRPC server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from baleen.errors import InvalidRequest
+from baleen.ids import RequestId
+from baleen.reports import RequestOutput
+from baleen.v1 import worker_pb2
+from workers.engine.messages import Abort, Ended, PrefillDone, Refused, StepReport
+from workers.wire import ended_to_proto, prefill_done_to_proto, refused_to_proto, step_report
+
+_MERGE_OUTPUTS = 4096
+"""A report that waits takes in later steps up to this many outputs, which is far below the largest message."""
+
+
+class RouterSession:
+    """What waits to be written to one router. A slow one gets many steps in one message, and delays nobody."""
+
+    def __init__(self, traceparent: str = "") -> None:
+        self.traceparent = traceparent
+        self._waiting: deque[worker_pb2.SessionResponse] = deque()
+        self._arrival = asyncio.Event()
+        self._finished = False
+
+    def say(self, response: worker_pb2.SessionResponse) -> None:
+        """Queue a message. Bounded by what the router itself has asked for."""
+        last = self._waiting[-1] if self._waiting else None
+        if last is not None and response.HasField("step_report") and last.HasField("step_report"):
+            new, old = response.step_report, last.step_report
+            if len(old.outputs) + len(new.outputs) <= _MERGE_OUTPUTS:
+                old.step = new.step
+                old.outputs.extend(new.outputs)
+                old.load.CopyFrom(new.load)
+                return
+        self._waiting.append(response)
+        self._arrival.set()
+
+    def finish(self) -> None:
+        """Nothing comes any more: `next` gives None after what waits."""
+        self._finished = True
+        self._arrival.set()
+
+    async def next(self) -> worker_pb2.SessionResponse | None:
+        """The next message to write; None at the end."""
+        while not self._waiting:
+            if self._finished:
+                return None
+            self._arrival.clear()
+            await self._arrival.wait()
+        return self._waiting.popleft()
+
+
+class SessionTable:
+    """All sessions of a rank, and the requests of each that have not ended."""
+
+    def __init__(self, abort: Callable[[Abort], object]) -> None:
+        """`abort` hands a command to the step loop."""
+        self._abort = abort
+        self._sessions: set[RouterSession] = set()
+        self._owners: dict[RequestId, tuple[RouterSession, int]] = {}
+        self._last: StepReport | None = None
+        self._ended: Ended | None = None
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._owners)
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why nothing comes any more, or None."""
+        return self._ended
+
+    def open(self, traceparent: str, opened: worker_pb2.SessionResponse) -> RouterSession:
+        """A new session: it starts with `opened` and the load as it is now."""
+        session = RouterSession(traceparent)
+        self._sessions.add(session)
+        session.say(opened)
+        if self._last is not None:
+            session.say(step_report(self._last.step, (), self._last.load))
+        return session
+
+    def close(self, session: RouterSession) -> None:
+        """The router has gone: so do its requests. They keep their ids until the step loop has ended them."""
+        if session not in self._sessions:
+            return
+        self._sessions.remove(session)
+        session.finish()
+        for request_id in [name for name, (owner, _) in self._owners.items() if owner is session]:
+            self._abort(Abort(request_id))
+
+    def claim(self, session: RouterSession, request_id: RequestId, num_completions: int) -> None:
+        """Send news of a request to `session` until that many completions have ended. Raises InvalidRequest."""
+        if request_id in self._owners:
+            raise InvalidRequest(
+                f"request_id is {request_id!r}, which belongs to a request that has not ended", field="request_id"
+            )
+        self._owners[request_id] = (session, num_completions)
+
+    def owns(self, session: RouterSession, request_id: RequestId) -> bool:
+        """Whether a request of this id has not ended, and is of this session."""
+        owner = self._owners.get(request_id)
+        return owner is not None and owner[0] is session
+
+    def release(self, request_id: RequestId) -> None:
+        """Forget a request that the step loop never got."""
+        del self._owners[request_id]
+
+    def report(self, report: StepReport) -> None:
+        """Give each session its part of a step, and all of them the load."""
+        self._last = report
+        parts: dict[RouterSession, list[RequestOutput]] = {}
+        for output in report.outputs:
+            owner = self._owners.get(output.request_id)
+            if owner is None:
+                continue
+            session, left = owner
+            parts.setdefault(session, []).append(output)
+            if output.finish is not None:
+                if left > 1:
+                    self._owners[output.request_id] = (session, left - 1)
+                else:
+                    del self._owners[output.request_id]
+        for session in self._sessions:
+            session.say(step_report(report.step, parts.get(session, ()), report.load))
+
+    def refused(self, refused: Refused) -> None:
+        """Tell the session whose request was not taken."""
+        self._last_word(refused.request_id, refused_to_proto(refused))
+
+    def prefill_done(self, done: PrefillDone) -> None:
+        """Tell the session whose prefill has ended."""
+        self._last_word(done.request_id, prefill_done_to_proto(done))
+
+    def end(self, ended: Ended) -> None:
+        """The last message to everyone; only the first call counts."""
+        if self._ended is not None:
+            return
+        self._ended = ended
+        for session in self._sessions:
+            session.say(ended_to_proto(ended))
+            session.finish()
+
+    def _last_word(self, request_id: RequestId | None, response: worker_pb2.SessionResponse) -> None:
+        owner = self._owners.pop(request_id, None) if request_id is not None else None
+        if owner is not None and owner[0] in self._sessions:
+            owner[0].say(response)

@@ -1,0 +1,84 @@
+"""All that a rank exchanges with others, as the step loop sees it: what it expects, and what it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from baleen.clock import Clock
+from baleen.ids import RequestId
+from workers.cache.blocks import BlockCache
+from workers.transfer.prefills import Prefills
+from workers.transfer.reservations import Reservations
+from workers.transfer.transport import (
+    BlockLanded,
+    BlockPushed,
+    LandingEnded,
+    PushEnded,
+    TransferNews,
+    Transport,
+)
+
+
+class Moves:
+    """Reservations and prefills of one rank, and the transport that serves both. Owned by the step loop's thread.
+
+    fingerprint: of model and record format, as in the names of blocks. prefix_cache: whether requests may share blocks.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockCache,
+        transport: Transport | None,
+        clock: Clock,
+        *,
+        fingerprint: bytes,
+        prefix_cache: bool = True,
+    ) -> None:
+        self._blocks = blocks
+        self._transport = transport
+        self.reservations = Reservations(blocks, transport, clock, fingerprint=fingerprint, prefix_cache=prefix_cache)
+        self.prefills = Prefills(blocks, transport, clock, fingerprint=fingerprint)
+
+    @property
+    def address(self) -> str:
+        """Where this rank takes transfers, or an empty text."""
+        return self._transport.address if self._transport is not None else ""
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `reap` has something to do, if nothing happens before."""
+        deadlines = (self.reservations.next_deadline, self.prefills.next_deadline)
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def start(self, post: Callable[[TransferNews], object]) -> None:
+        """Take transfers from now on; news go to `post`, from any thread."""
+        if self._transport is not None:
+            self._transport.start(post)
+
+    def hear(self, news: TransferNews) -> RequestId | None:
+        """Take in what the transport did. Returns a request whose blocks nobody needs any more, if there is one."""
+        match news:
+            case BlockLanded():
+                self.reservations.landed(news)
+            case LandingEnded():
+                self.reservations.landing_ended(news)
+            case BlockPushed():
+                self.prefills.pushed(news)
+            case PushEnded():
+                return self.prefills.push_ended(news)
+        return None
+
+    def reap(self) -> bool:
+        """End what is past its deadline; whether a reservation was."""
+        self.prefills.reap()
+        return self.reservations.reap()
+
+    def close(self) -> None:
+        """The rank leaves: cut every connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def check(self) -> None:
+        """Audit of all reservations and prefills. Raises AccountingError."""
+        self.reservations.check()
+        self.prefills.check()

@@ -1,0 +1,188 @@
+"""Pushing blocks over TCP: one thread per transfer connects, sends what it is given and reads what is acknowledged."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+
+from baleen.blocks import BlockHash
+from workers.cache.block_bytes import BlockBytes
+from workers.transfer.protocol import (
+    AckStatus,
+    BlockHeader,
+    Hello,
+    checksum,
+    pack_header,
+    receive_ack,
+    receive_answer,
+    send_all,
+    send_hello,
+    ticket_digest,
+    tune,
+)
+from workers.transfer.transport import BlockPushed, CacheIdentity, PushEnded, TransferError, TransferNews
+
+CONNECT_TIMEOUT_S = 5.0
+IO_TIMEOUT_S = 10.0
+"""Longest wait for an acknowledgement, or for room to send on."""
+
+WINDOW = 4
+"""Blocks on their way without an acknowledgement, so that the checksum of one overlaps with the sending of the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    index: int
+    block_id: int
+    block_hash: BlockHash
+
+
+class TcpPush:
+    """A `Push`. The thread ends with its news, whatever happens."""
+
+    def __init__(
+        self,
+        number: int,
+        address: str,
+        hello: Hello,
+        cache: BlockBytes,
+        post: Callable[[TransferNews], object],
+    ) -> None:
+        self._number = number
+        self._address = address
+        self._hello = hello
+        self._cache = cache
+        self._post = post
+        self._identity = hello.identity.digest
+        self._ticket = ticket_digest(hello.ticket)
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._unacknowledged: deque[int] = deque()
+        self._lock = Lock()
+        self._socket: socket.socket | None = None
+        self._cancelled: str | None = None
+        Thread(target=self._run, name="transfer-out", daemon=True).start()
+
+    def send(self, index: int, block_id: int, block_hash: BlockHash) -> None:
+        """See Push."""
+        self._queue.put(_Item(index, block_id, block_hash))
+
+    def finish(self) -> None:
+        """See Push."""
+        self._queue.put(None)
+
+    def cancel(self, reason: str) -> None:
+        """See Push."""
+        with self._lock:
+            self._cancelled = self._cancelled or reason
+            if self._socket is not None:
+                _shut(self._socket)
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        failure: str | None = "the thread of the transfer failed"
+        try:
+            with socket.socket(_family(self._address), socket.SOCK_STREAM) as sock:
+                with self._lock:
+                    self._socket = sock
+                try:
+                    self._connect(sock)
+                    self._send_all(sock)
+                finally:
+                    with self._lock:
+                        self._socket = None
+            failure = None
+        except (OSError, TransferError) as error:
+            failure = f"transfer to {self._address}: {error or type(error).__name__}"
+        finally:
+            self._post(PushEnded(self._number, self._cancelled or failure))
+
+    def _connect(self, sock: socket.socket) -> None:
+        self._require_wanted()
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        host, _, port = self._address.rpartition(":")
+        sock.connect((host.strip("[]"), int(port)))
+        tune(sock)
+        # a shutdown during the connect is lost on some systems
+        self._require_wanted()
+        send_hello(sock, self._hello)
+        answer = receive_answer(sock)
+        if answer.refusal:
+            raise TransferError(answer.refusal)
+        sock.settimeout(IO_TIMEOUT_S)
+
+    def _send_all(self, sock: socket.socket) -> None:
+        """Send what is queued until the end; read acknowledgements when the window is full or nothing is queued."""
+        while True:
+            try:
+                item = self._queue.get(block=not self._unacknowledged)
+            except Empty:
+                self._read_ack(sock)
+                continue
+            self._require_wanted()
+            if item is None:
+                break
+            self._send_block(sock, item)
+            while len(self._unacknowledged) >= WINDOW:
+                self._read_ack(sock)
+        while self._unacknowledged:
+            self._read_ack(sock)
+
+    def _send_block(self, sock: socket.socket, item: _Item) -> None:
+        views = self._cache.views(item.block_id)
+        header = BlockHeader(
+            self._identity,
+            self._ticket,
+            item.index,
+            item.block_hash,
+            self._cache.layout.block_bytes,
+            checksum(views),
+        )
+        send_all(sock, [memoryview(pack_header(header)), *views])
+        self._unacknowledged.append(item.index)
+
+    def _read_ack(self, sock: socket.socket) -> None:
+        index, status = receive_ack(sock)
+        expected = self._unacknowledged.popleft()
+        if index != expected:
+            raise TransferError(f"block {index} was acknowledged where block {expected} was due")
+        if status is not AckStatus.LANDED:
+            raise TransferError(f"block {index} was not taken: {status.name.lower()}")
+        self._post(BlockPushed(self._number))
+
+    def _require_wanted(self) -> None:
+        if self._cancelled is not None:
+            raise TransferError(self._cancelled)
+
+
+def open_push(
+    number: int,
+    address: str,
+    ticket: str,
+    first_block: int,
+    num_blocks: int,
+    *,
+    sender: str,
+    cache: BlockBytes,
+    model: str,
+    post: Callable[[TransferNews], object],
+) -> TcpPush:
+    """Begin a transfer. sender: this rank's own address, for the peer's refusals."""
+    identity = CacheIdentity(model, cache.layout)
+    return TcpPush(number, address, Hello(sender, identity, ticket, first_block, num_blocks), cache, post)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if address.startswith("[") else socket.AF_INET
+
+
+def _shut(sock: socket.socket) -> None:
+    """Wake the thread that waits on the socket."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # not connected: the thread looks for itself whether it is still wanted
+        return

@@ -1,0 +1,57 @@
+"""The default transport: plain TCP between ranks, threads, no copies beside those of the system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from workers.cache.block_bytes import BlockBytes
+from workers.transfer.receiver import Receiver
+from workers.transfer.sender import TcpPush, open_push
+from workers.transfer.transport import Landing, TransferNews
+
+
+class TcpTransport:
+    """A `Transport`. It listens from the beginning, on a free port of `host`; model: fingerprint, hex."""
+
+    def __init__(self, host: str, cache: BlockBytes, model: str) -> None:
+        self._cache = cache
+        self._model = model
+        self._receiver = Receiver(host, cache, model)
+        self._post: Callable[[TransferNews], object] | None = None
+
+    @property
+    def address(self) -> str:
+        """See Transport."""
+        return self._receiver.address
+
+    def start(self, post: Callable[[TransferNews], object]) -> None:
+        """See Transport."""
+        self._post = post
+        self._receiver.start(post)
+
+    def expect(self, landing: Landing) -> None:
+        """See Transport."""
+        self._receiver.expect(landing)
+
+    def revoke(self, ticket: str) -> bool:
+        """See Transport."""
+        return self._receiver.revoke(ticket)
+
+    def push(self, number: int, address: str, ticket: str, first_block: int, num_blocks: int) -> TcpPush:
+        """See Transport."""
+        assert self._post is not None, "not started"
+        return open_push(
+            number,
+            address,
+            ticket,
+            first_block,
+            num_blocks,
+            sender=self.address,
+            cache=self._cache,
+            model=self._model,
+            post=self._post,
+        )
+
+    def close(self) -> None:
+        """See Transport. Pushes are cancelled by whoever began them."""
+        self._receiver.close()
