@@ -18,7 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-MEASUREMENTS = ("against_transformers", "engine_overhead", "group_idle", "memory_growth")
+MEASUREMENTS = (
+    "against_transformers",
+    "engine_overhead",
+    "group_idle",
+    "memory_growth",
+    "index_lookup",
+    "routing",
+)
 TIMEOUT_S = 1800
 
 

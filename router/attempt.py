@@ -1,0 +1,270 @@
+"""One try of a request on the ranks that were chosen for it: reserve, prefill, generate, and let go of everything."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from baleen.blocks import BLOCK_TOKENS
+from baleen.errors import (
+    BaleenError,
+    DeadlineExceeded,
+    DrainingError,
+    EpochEnded,
+    NotReady,
+    QueueFull,
+)
+from baleen.ids import RequestId
+from baleen.reports import FinishReason, RankInfo, RequestOutput
+from baleen.seeds import completion_seed
+from router.completion import ClientCompletion, OutputGap
+from router.messages import (
+    Delta,
+    Job,
+    Mailbox,
+    PrefillEnded,
+    RankLost,
+    RankPrefill,
+    RankRefused,
+    RankSubmission,
+    Reservation,
+)
+from router.record import RequestRecord
+from router.session import RankSession
+
+ELSEWHERE = (QueueFull, DrainingError, NotReady, EpochEnded)
+"""Refusals that say nothing about the request: another rank may take it."""
+
+Emit = Callable[[Delta], Awaitable[None]]
+
+
+class RankFailed(BaleenError):
+    """A rank did not do its part; the request can go on elsewhere.
+
+    lost: the session broke while the rank had the request. full: it has no room at the moment.
+    """
+
+    def __init__(self, info: RankInfo, cause: str, *, lost: bool = False, full: bool = False) -> None:
+        super().__init__(cause)
+        self.info = info
+        self.lost = lost
+        self.full = full
+
+
+class PrefillFailed(RankFailed):
+    """The prefill rank did not do its part; the decode rank still could."""
+
+
+class Attempt:
+    """One try. However `run` ends, no rank holds anything for it afterwards, or has been told to let go."""
+
+    def __init__(
+        self,
+        job: Job,
+        completions: Sequence[ClientCompletion],
+        record: RequestRecord,
+        emit: Emit,
+        *,
+        decode: RankSession,
+        prefill: RankSession | None,
+        reserve_s: float,
+        now: Callable[[], float],
+    ) -> None:
+        """completions: those that have not ended. prefill None: the decode rank computes the prompt.
+
+        reserve_s: how long the decode rank keeps blocks for what the prefill rank sends.
+        """
+        self._job = job
+        self._completions = completions
+        self._record = record
+        self._emit = emit
+        self._decode = decode
+        self._prefill = prefill
+        self._reserve_s = reserve_s
+        self._now = now
+        self._mailbox = Mailbox()
+        # a client may use its id again, and other routers may see it too; a rank must not see one twice
+        self._name = f"{job.request_id}/{secrets.token_hex(6)}"
+        self._num_pushed = 0
+
+    async def run(self, *, may_go_on_without_prefill: bool) -> None:
+        """Generate until every completion has ended.
+
+        Raises RankFailed, and PrefillFailed unless the decode rank is to compute alone then; InvalidRequest and
+        CapacityError as the rank refuses; DeadlineExceeded.
+        """
+        reservation: Reservation | None = None
+        try:
+            if self._prefill is not None:
+                reservation = await self._reserve()
+                if reservation is not None:
+                    await self._fill(self._prefill, reservation, may_go_on_without=may_go_on_without_prefill)
+            await self._generate(reservation.ticket if reservation else "")
+            reservation = None
+        finally:
+            if reservation is not None:
+                self._decode.release(reservation.ticket)
+
+    async def _reserve(self) -> Reservation | None:
+        """Blocks on the decode rank for what it lacks of the prompt; None if that is nothing."""
+        self._record.enter("reserving", self._now())
+        timeout_s = min(self._reserve_s, self._remaining())
+        try:
+            reservation = await self._decode.reserve(
+                self._shared_tokens(), cache_salt=self._job.cache_salt, timeout_s=timeout_s, wait_s=timeout_s
+            )
+        except ELSEWHERE as error:
+            raise RankFailed(_info(self._decode), str(error), full=isinstance(error, QueueFull)) from error
+        except DeadlineExceeded as error:
+            # the call's own, shorter limit: the rank is too slow
+            raise RankFailed(_info(self._decode), f"no answer to a reservation: {error}") from error
+        if reservation.num_reserved_blocks == 0:
+            self._decode.release(reservation.ticket)
+            return None
+        return reservation
+
+    async def _fill(self, rank: RankSession, reservation: Reservation, *, may_go_on_without: bool) -> None:
+        """Have the prefill rank compute and push the blocks that the decode rank lacks."""
+        self._record.enter("prefilling", self._now())
+        request_id = RequestId(f"{self._name}.p")
+        ended = False
+        rank.prefill(
+            RankPrefill(
+                request_id=request_id,
+                token_ids=self._shared_tokens(),
+                deadline=self._job.deadline,
+                reservation=reservation,
+                priority=self._job.priority,
+                cache_salt=self._job.cache_salt,
+                traceparent=self._job.traceparent,
+            ),
+            self._mailbox,
+        )
+        try:
+            event = await self._mailbox.get()
+            ended = True
+        finally:
+            if ended:
+                rank.forget(request_id)
+            else:
+                rank.abort(request_id)
+        failure, lost = "", isinstance(event, RankLost)
+        if isinstance(event, PrefillEnded):
+            self._num_pushed, failure = event.num_pushed, event.failure
+            self._record.usage.prefill_cached = event.num_cached * BLOCK_TOKENS
+        elif isinstance(event, RankLost):
+            failure = event.cause
+        elif isinstance(event, RankRefused):
+            if not isinstance(event.error, ELSEWHERE):
+                raise event.error
+            failure = str(event.error)
+        if failure:
+            self._record.happened(f"prefill on {rank.address} failed: {failure}", self._now())
+            if lost or not may_go_on_without:
+                raise PrefillFailed(_info(rank), failure, lost=lost)
+
+    async def _generate(self, ticket: str) -> None:
+        """Submit what is left of every completion, and pass on what comes."""
+        self._record.enter("decoding", self._now())
+        running = self._submit(ticket)
+        try:
+            while running:
+                event = await self._mailbox.get()
+                if isinstance(event, RequestOutput):
+                    await self._take(running, event)
+                elif isinstance(event, RankLost):
+                    raise RankFailed(_info(self._decode), event.cause, lost=True)
+                elif isinstance(event, RankRefused):
+                    if not isinstance(event.error, ELSEWHERE):
+                        raise event.error
+                    full = isinstance(event.error, QueueFull)
+                    raise RankFailed(_info(self._decode), str(event.error), full=full)
+        finally:
+            for request_id in running:
+                self._decode.abort(request_id)
+
+    def _submit(self, ticket: str) -> dict[RequestId, list[ClientCompletion]]:
+        """One submission for all completions if none has begun, else one for each, from where it is."""
+        job = self._job
+        running: dict[RequestId, list[ClientCompletion]] = {}
+        if (
+            not any(completion.token_ids for completion in self._completions)
+            and len(self._completions) == job.sampling.n
+        ):
+            running[RequestId(f"{self._name}.d")] = list(self._completions)
+        else:
+            for completion in self._completions:
+                running[RequestId(f"{self._name}.d{completion.index}")] = [completion]
+        for request_id, group in running.items():
+            sampling, delivered = job.sampling, group[0].token_ids
+            if len(group) < sampling.n:
+                assert sampling.seed is not None
+                sampling = replace(sampling, n=1, seed=completion_seed(sampling.seed, group[0].index))
+            self._decode.submit(
+                RankSubmission(
+                    request_id=request_id,
+                    token_ids=(*job.prompt, *delivered),
+                    sampling=sampling,
+                    deadline=job.deadline,
+                    num_delivered=len(delivered),
+                    priority=job.priority,
+                    cache_salt=job.cache_salt,
+                    ticket=ticket,
+                    traceparent=job.traceparent,
+                ),
+                self._mailbox,
+            )
+            # a ticket is good for one submission; the others find its blocks in the cache
+            ticket = ""
+        return running
+
+    async def _take(self, running: dict[RequestId, list[ClientCompletion]], output: RequestOutput) -> None:
+        group = running.get(output.request_id)
+        if group is None:
+            return
+        completion = group[output.index]
+        self._count_cached(output)
+        # a rank that leaves ends what it has; so does one that was told to by somebody else
+        moves = completion.finish is None and output.finish in (FinishReason.FAILED, FinishReason.CANCELLED)
+        try:
+            delta = completion.take(replace(output, finish=None) if moves else output)
+        except OutputGap as error:
+            raise RankFailed(_info(self._decode), str(error)) from error
+        if delta is not None:
+            if delta.tokens:
+                self._record.token(len(delta.tokens), self._now())
+            if delta.finish is FinishReason.DEADLINE:
+                raise DeadlineExceeded(f"the deadline passed after {len(completion.token_ids)} tokens")
+            if completion.stopped_by_text and delta.finish is not None:
+                self._decode.abort(output.request_id, output.index if len(group) > 1 else None)
+            if all(member.finish is not None for member in group):
+                self._decode.forget(output.request_id)
+                del running[output.request_id]
+            if delta.finish is not None:
+                delta = replace(delta, num_cached_tokens=self._record.usage.cached)
+            await self._emit(delta)
+        if moves:
+            raise RankFailed(_info(self._decode), output.detail or "the rank ended the request")
+
+    def _count_cached(self, output: RequestOutput) -> None:
+        usage = self._record.usage
+        if usage.counted:
+            return
+        usage.counted = True
+        usage.cached_pushed = min(self._num_pushed * BLOCK_TOKENS, output.num_cached_tokens)
+        usage.cached_decode = min(output.num_cached_tokens, usage.prompt) - usage.cached_pushed
+
+    def _shared_tokens(self) -> tuple[int, ...]:
+        """What all completions begin with; ranks move the whole blocks before its last token."""
+        if len(self._completions) == 1:
+            return (*self._job.prompt, *self._completions[0].token_ids)
+        return self._job.prompt
+
+    def _remaining(self) -> float:
+        return max(0.0, self._job.deadline - self._now())
+
+
+def _info(session: RankSession) -> RankInfo:
+    assert session.info is not None
+    return session.info

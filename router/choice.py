@@ -1,0 +1,141 @@
+"""Choosing ranks for a request: what they hold of it, a snapshot of all, the policy, and a record of it all."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, root_hash, shareable_blocks
+from baleen.ids import Incarnation
+from router.members import Members
+from router.messages import Job
+from router.policy.explain import Explainer
+from router.policy.snapshot import Decision, Parameters, Policy, Query, Snapshot
+
+
+class Lookup(Protocol):
+    """Who holds how much of a prompt, as far as is known."""
+
+    async def prefixes(self, hashes: Sequence[BlockHash]) -> Mapping[Incarnation, int]:
+        """Leading blocks of the chain that each live rank holds; empty if there is no answer in time."""
+        ...
+
+
+class NoIndex:
+    """The index of a router that has none: nobody holds anything."""
+
+    async def prefixes(self, hashes: Sequence[BlockHash]) -> Mapping[Incarnation, int]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Ranks for a request, which is counted there under `key`. other_prefill_ranks: those beside the chosen one."""
+
+    decision: Decision
+    key: str
+    other_prefill_ranks: int
+
+
+class Chooser:
+    """One policy at work. What is placed is counted at its ranks until `settle`, and recorded."""
+
+    def __init__(
+        self,
+        members: Members,
+        index: Lookup,
+        policy: Policy,
+        parameters: Parameters,
+        explainer: Explainer,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        self._members = members
+        self._index = index
+        self._policy = policy
+        self._parameters = parameters
+        self._explainer = explainer
+        self._turns = itertools.count()
+        self._keys = itertools.count()
+        self._random = random.Random(seed)
+
+    async def look_up(self, job: Job, token_ids: Sequence[int]) -> Mapping[Incarnation, int]:
+        """Leading blocks of `token_ids` that each rank holds."""
+        num_blocks = shareable_blocks(len(token_ids))
+        ranks = self._members.snapshot().ranks
+        info = self._members.info(ranks[0].incarnation) if ranks else None
+        if info is None or not num_blocks:
+            return {}
+        # all ranks of a cluster serve one model; one that does not would only be credited with nothing
+        root = root_hash(bytes.fromhex(info.model_fingerprint), job.cache_salt.encode())
+        return await self._index.prefixes(chain_hashes(root, token_ids)[:num_blocks])
+
+    def predict(self, job: Job, held: Mapping[Incarnation, int], tokens_before: int) -> float:
+        """Seconds to the first token if `tokens_before` prompt tokens are served first. Raises as `place`."""
+        snapshot = self._members.snapshot()
+        decision = self._policy(snapshot, self._query(job, len(job.prompt), held, turn=0), self._parameters)
+        ranks = [rank for rank in snapshot.ranks if rank.role != "decode"] or list(snapshot.ranks)
+        speed = sum(rank.prefill_tokens_per_s or self._parameters.default_prefill_tokens_per_s for rank in ranks)
+        return decision.first_token_s + tokens_before / speed
+
+    def place(
+        self,
+        job: Job,
+        num_tokens: int,
+        held: Mapping[Incarnation, int],
+        *,
+        excluded: Collection[Incarnation] = (),
+        needs_room: bool = True,
+    ) -> Placement | None:
+        """Ranks for `num_tokens` tokens of `job`, none of them `excluded`. held: as from `look_up`.
+
+        None if they have no room now, unless that is not needed. Raises NotReady if no rank can be chosen,
+        CapacityError if the tokens fit on none.
+        """
+        snapshot = self._members.snapshot()
+        if excluded:
+            snapshot = Snapshot(tuple(rank for rank in snapshot.ranks if rank.incarnation not in excluded))
+        query = self._query(job, num_tokens, held, turn=next(self._turns))
+        decision = self._policy(snapshot, query, self._parameters)
+        if needs_room and not decision.has_room:
+            return None
+        self._explainer.record(snapshot, query, decision)
+        placement = Placement(
+            decision,
+            f"{job.request_id} {next(self._keys)}",
+            sum(rank.role == "prefill" and not rank.draining for rank in snapshot.ranks) - 1,
+        )
+        self._count(snapshot, query, placement)
+        return placement
+
+    def settle(self, placement: Placement) -> None:
+        """The request has ended on these ranks, or never began."""
+        decision = placement.decision
+        self._members.settled(decision.decode, placement.key)
+        if decision.prefill is not None:
+            self._members.settled(decision.prefill, placement.key)
+
+    def _count(self, snapshot: Snapshot, query: Query, placement: Placement) -> None:
+        decision = placement.decision
+        for rank in snapshot.ranks:
+            if rank.incarnation == decision.prefill:
+                tokens = (query.shareable - query.held(rank)) * BLOCK_TOKENS
+                self._members.sent(rank.incarnation, placement.key, tokens=tokens, blocks=query.prefill_blocks(rank))
+            elif rank.incarnation == decision.decode:
+                alone = decision.prefill is None
+                tokens = query.uncached(rank) if alone else query.num_prompt_tokens - query.shareable * BLOCK_TOKENS
+                self._members.sent(rank.incarnation, placement.key, tokens=tokens, blocks=query.decode_blocks(rank))
+
+    def _query(self, job: Job, num_tokens: int, held: Mapping[Incarnation, int], *, turn: int) -> Query:
+        return Query(
+            request_id=job.request_id,
+            num_prompt_tokens=num_tokens,
+            max_tokens=job.sampling.max_tokens,
+            cached_blocks=held,
+            seed=self._random.getrandbits(32),
+            turn=turn,
+        )

@@ -1,0 +1,117 @@
+"""The router's side of Redis: which ranks hold how much of a prompt, and which ranks there are.
+
+Every call ends within its budget. A Redis that fails costs hits, and while it keeps failing it is not asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import NoScriptError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from baleen import keyspace
+from baleen.blocks import BlockHash
+from baleen.ids import Incarnation
+from baleen.keyspace import MalformedReply, Script
+from baleen.reports import RankInfo
+from router.breaker import Breaker
+
+MOST_CONNECTIONS = 32
+CONNECT_TIMEOUT_S = 0.5
+LOOKUP_BUDGET_S = 0.03
+MEMBERS_BUDGET_S = 0.5
+
+
+def open_client(url: str, *, most_connections: int = MOST_CONNECTIONS) -> redis.asyncio.Redis:
+    """A client that never tries again by itself; how long a call may take is for the caller to say.
+
+    retry=None is said aloud: with the default policy of `redis.Redis()` a call waits for many times its own timeout.
+    """
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=most_connections,
+        timeout=CONNECT_TIMEOUT_S,
+        socket_timeout=MEMBERS_BUDGET_S,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=None,
+        protocol=2,
+        driver_info=None,
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+@dataclass(slots=True, eq=False)
+class IndexCounts:
+    """What became of the lookups so far. blind: no answer, so the decision was made without the index."""
+
+    answered: int = 0
+    blind: int = 0
+    failures: int = 0
+    last_failure: str = ""
+
+
+class PrefixIndex:
+    """Lookups of one router in one cluster's Redis."""
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis,
+        cluster: str,
+        breaker: Breaker,
+        *,
+        budget_s: float = LOOKUP_BUDGET_S,
+    ) -> None:
+        self._client = client
+        self._prefix = keyspace.key_prefix(cluster)
+        self._breaker = breaker
+        self._budget_s = budget_s
+        self.counts = IndexCounts()
+
+    async def prefixes(self, hashes: Sequence[BlockHash]) -> Mapping[Incarnation, int]:
+        """Leading blocks of the chain that each living rank holds; ranks that hold none are left out.
+
+        Empty when Redis gives no answer within the budget, or is not asked because it gave none before.
+        """
+        if not hashes:
+            return {}
+        if not self._breaker.allows():
+            self.counts.blind += 1
+            return {}
+        try:
+            async with asyncio.timeout(self._budget_s):
+                reply = await self._call(keyspace.LOOKUP, keyspace.pack_hashes(hashes))
+            found = keyspace.decode_prefixes(reply)
+        except (RedisError, TimeoutError, OSError, MalformedReply) as error:
+            self._breaker.failed()
+            self.counts.blind += 1
+            self.counts.failures += 1
+            self.counts.last_failure = f"{type(error).__name__}: {error}"
+            return {}
+        self._breaker.succeeded()
+        self.counts.answered += 1
+        return found
+
+    async def members(self) -> Mapping[Incarnation, RankInfo] | None:
+        """The ranks whose lease is alive; None if Redis gave no answer."""
+        try:
+            async with asyncio.timeout(MEMBERS_BUDGET_S):
+                return keyspace.decode_members(await self._call(keyspace.MEMBERS))
+        except (RedisError, TimeoutError, OSError, MalformedReply) as error:
+            self.counts.last_failure = f"{type(error).__name__}: {error}"
+            return None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _call(self, script: Script, *arguments: bytes) -> Any:
+        try:
+            return await self._client.evalsha(script.sha, 1, self._prefix, *arguments)
+        except NoScriptError:
+            return await self._client.eval(script.source, 1, self._prefix, *arguments)

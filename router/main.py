@@ -1,0 +1,166 @@
+"""The router process: puts the parts together, serves until it is told to stop, drains."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from baleen.clock import Clock, SystemClock
+from baleen.errors import BaleenError, ConfigError
+from baleen.telemetry import Log, write_stderr
+from baleen.text.tokenizer import load_tokenizer
+from baleen.v1 import inference_pb2, inference_pb2_grpc
+from baleen.wire.channel import SERVER_OPTIONS
+from router.admission import Admission, AdmissionParameters
+from router.breaker import Breaker
+from router.choice import Chooser, Lookup, NoIndex, Placement
+from router.config import RouterProcessConfig, load_router_config
+from router.index import PrefixIndex, open_client
+from router.members import Members, watch
+from router.policy.explain import Explainer
+from router.policy.registry import POLICIES
+from router.proxy import Proxy
+from router.quarantine import Quarantine
+from router.record import Records
+from router.retry import RetryBudget
+from router.service import InferenceService
+from router.sessions import RankSessions
+
+SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+
+class Router:
+    """One router, from `start` to `stop`. For one event loop; a process may run several."""
+
+    def __init__(self, config: RouterProcessConfig, *, clock: Clock | None = None, log: Log | None = None) -> None:
+        """Raises CheckpointError if the model's tokenizer cannot be read."""
+        self._config = config
+        clock = clock or SystemClock()
+        self._log = log or Log(config.log_level, part="router")
+        self._members = Members()
+        admission: Admission[Placement] = Admission(
+            AdmissionParameters(most_waiting=config.max_queued, slo_s=config.slo_first_token_s), clock
+        )
+        self._admission = admission
+        self._sessions = RankSessions(
+            self._members, clock, self._log, config.session, on_change=admission.capacity_changed
+        )
+        self._index: PrefixIndex | None = None
+        if config.redis_url:
+            self._index = PrefixIndex(open_client(config.redis_url), config.cluster, Breaker(clock))
+        lookup: Lookup = self._index or NoIndex()
+        explainer, records = Explainer(config.parameters), Records()
+        tokenizer = load_tokenizer(Path(config.model)) if config.model else None
+        self._proxy = Proxy(
+            sessions=self._sessions,
+            chooser=Chooser(self._members, lookup, POLICIES[config.policy], config.parameters, explainer),
+            admission=admission,
+            records=records,
+            retries=RetryBudget(share=config.retry_share, reserve=config.retry_reserve),
+            quarantine=Quarantine(clock, seconds=config.quarantine_s),
+            tokenizer=tokenizer,
+            limits=config.limits,
+            clock=clock,
+            log=self._log,
+        )
+        self._service = InferenceService(
+            self._proxy,
+            self._members,
+            explainer,
+            records,
+            tokenizer,
+            model_name=config.model_name,
+            max_deadline_s=config.max_deadline_s,
+            clock=clock,
+            log=self._log,
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server: grpc.aio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def members(self) -> Members:
+        """The ranks that it knows."""
+        return self._members
+
+    @property
+    def num_active(self) -> int:
+        """Requests that have not ended."""
+        return self._proxy.num_active
+
+    async def start(self) -> str:
+        """Listen and find the ranks; returns the address. Raises ConfigError if the address cannot be taken."""
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        host = self._config.listen.rpartition(":")[0]
+        try:
+            port = server.add_insecure_port(self._config.listen)
+        except RuntimeError as error:
+            raise ConfigError(f"listen is {self._config.listen!r}, which cannot be listened on") from error
+        await server.start()
+        self._server = server
+        if self._index is not None:
+            self._watch = asyncio.create_task(watch(self._members, self._index, self._sessions.follow))
+        else:
+            self._sessions.connect([address.strip() for address in self._config.ranks.split(",")])
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        address = f"{host}:{port}"
+        self._log.info("router listens", address=address, policy=self._config.policy)
+        return address
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Take no new requests, let the running ones end for `drain_s` seconds, then end them, and leave."""
+        self._service.leaving = True
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(self._config.drain_timeout_s if drain_s is None else drain_s)
+        self._admission.close()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self._sessions.close()
+        if self._index is not None:
+            await self._index.close()
+        self._log.info("router left")
+
+
+async def serve(config: RouterProcessConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
+    router = Router(config)
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, leave.set)
+    try:
+        await router.start()
+        await leave.wait()
+    finally:
+        await router.stop()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a router; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m router.main", description="The baleen router.")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file with the router's configuration")
+    options = parser.parse_args(arguments)
+    try:
+        asyncio.run(serve(load_router_config(options.config)))
+    except BaleenError as error:
+        write_stderr(f"router: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

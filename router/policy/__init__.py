@@ -1,0 +1,1 @@
+"""Which ranks serve a request: pure functions over a snapshot, without clock, wire or torch."""

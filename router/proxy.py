@@ -1,0 +1,281 @@
+"""One request's life: admit, choose, reserve, prefill, decode, go on elsewhere when a rank fails, end once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from baleen.clock import Clock
+from baleen.errors import BaleenError, DeadlineExceeded, NotReady, PoisonRequest, QueueFull
+from baleen.ids import Epoch, Incarnation
+from baleen.reports import RankInfo
+from baleen.telemetry import Log
+from baleen.text.tokenizer import Tokenizer
+from router.admission import Admission, Applicant
+from router.attempt import Attempt, Emit, RankFailed
+from router.choice import Chooser, Placement
+from router.completion import ClientCompletion, new_completions
+from router.messages import Job
+from router.quarantine import Quarantine, request_digest
+from router.record import Records, RequestRecord
+from router.retry import RetryBudget
+from router.sessions import RankSessions
+
+CANCEL_LEAD_S = 0.02
+"""How much earlier than here the deadline may pass in the gRPC library."""
+
+RECHECK_S = 0.25
+"""Longest time between two looks for a rank, when nothing says that one has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyLimits:
+    """reserve_s: how long a decode rank keeps blocks for a prefill. rank_wait_s: for a rank to be there, or have room,
+    before the first token; later the deadline alone counts. most_attempts: ranks tried for one request.
+    poison_deaths: ranks that may die under a request.
+    """
+
+    reserve_s: float = 60.0
+    rank_wait_s: float = 60.0
+    most_attempts: int = 8
+    poison_deaths: int = 2
+
+
+class Proxy:
+    """Carries requests between clients and ranks."""
+
+    def __init__(
+        self,
+        *,
+        sessions: RankSessions,
+        chooser: Chooser,
+        admission: Admission[Placement],
+        records: Records,
+        retries: RetryBudget,
+        quarantine: Quarantine,
+        tokenizer: Tokenizer | None,
+        limits: ProxyLimits,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._sessions = sessions
+        self._chooser = chooser
+        self._admission = admission
+        self._records = records
+        self._retries = retries
+        self._quarantine = quarantine
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._clock = clock
+        self._log = log
+        self._active = 0
+
+    @property
+    def num_active(self) -> int:
+        """Requests that have not ended."""
+        return self._active
+
+    async def run(self, job: Job, on_admitted: Callable[[], Awaitable[None]], emit: Emit) -> RequestRecord:
+        """Serve one request to its end: `emit` gets what is new, in order for each completion.
+
+        Raises what the client is to be told. Cancelling it frees everything, on every rank. Nothing outlives the
+        deadline.
+        """
+        record = self._records.open(job.request_id, len(job.prompt), self._clock.now())
+        self._active += 1
+        outcome = "failed: INTERNAL"
+        try:
+            limit = asyncio.timeout(max(0.0, job.deadline - self._clock.now()))
+            try:
+                async with limit:
+                    await _Life(self, job, record, emit).run(on_admitted)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise DeadlineExceeded(f"the deadline passed while {_phase(record)}") from None
+            outcome = "finished"
+        except asyncio.CancelledError:
+            # gRPC itself cancels what has outlived its deadline
+            outcome = "cancelled" if self._clock.now() < job.deadline - CANCEL_LEAD_S else "failed: DeadlineExceeded"
+            raise
+        except BaleenError as error:
+            outcome = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            self._active -= 1
+            self._end(record, outcome)
+        return record
+
+    def _end(self, record: RequestRecord, outcome: str) -> None:
+        record.end(outcome, self._clock.now())
+        usage = record.usage
+        self._log.info(
+            "request ended",
+            request=record.request_id,
+            outcome=outcome,
+            seconds=record.milestones[-1][0],
+            first_token_s=record.first_token_s,
+            attempts=record.num_attempts,
+            prompt_tokens=usage.prompt,
+            cached_decode=usage.cached_decode,
+            cached_pushed=usage.cached_pushed,
+            completion_tokens=usage.completion,
+        )
+        self._admission.capacity_changed()
+
+
+class _Life:
+    """The state of one request while it is served."""
+
+    def __init__(self, proxy: Proxy, job: Job, record: RequestRecord, emit: Emit) -> None:
+        self._proxy = proxy
+        self._job = job
+        self._record = record
+        self._emit = emit
+        self._completions = new_completions(job.sampling, proxy._tokenizer, wants_text=job.wants_text)
+        self._excluded: set[Incarnation] = set()
+        self._died: dict[Incarnation, Epoch] = {}
+        self._full = False
+
+    async def run(self, on_admitted: Callable[[], Awaitable[None]]) -> None:
+        proxy, job = self._proxy, self._job
+        digest = request_digest(job.prompt)
+        if (left := proxy._quarantine.remaining_s(digest)) > 0:
+            raise PoisonRequest(f"ranks died on this request before; it is kept out for another {left:.0f} s")
+        proxy._retries.earn()
+        admitted = await self._admit()
+        try:
+            await on_admitted()
+        except BaseException:
+            proxy._chooser.settle(admitted)
+            raise
+        placement: Placement | None = admitted
+        while True:
+            if placement is None:
+                placement = await self._place_again()
+            chosen, placement = placement, None
+            try:
+                if await self._attempt(chosen):
+                    return
+            except RankFailed as failure:
+                self._note(failure, digest)
+            finally:
+                proxy._chooser.settle(chosen)
+
+    async def _admit(self) -> Placement:
+        """Wait in the queue for ranks with room."""
+        proxy, job = self._proxy, self._job
+        self._record.enter("queued", proxy._clock.now())
+        held = await proxy._chooser.look_up(job, job.prompt)
+        return await proxy._admission.admit(
+            Applicant(
+                request_id=job.request_id,
+                tenant=job.tenant,
+                num_tokens=len(job.prompt),
+                deadline=job.deadline,
+                place=lambda: proxy._chooser.place(job, len(job.prompt), held),
+                undo=proxy._chooser.settle,
+                predict=lambda tokens_before: proxy._chooser.predict(job, held, tokens_before),
+                slo_s=job.first_token_within_s,
+            )
+        )
+
+    async def _place_again(self) -> Placement:
+        """Ranks for what is left, after a failure: no queue again, but a wait for a rank to be there."""
+        proxy, job = self._proxy, self._job
+        begun = proxy._clock.now()
+        self._record.enter("moving", begun)
+        unfinished = self._unfinished()
+        token_ids = [*job.prompt, *(unfinished[0].token_ids if len(unfinished) == 1 else ())]
+        held: Mapping[Incarnation, int] = await proxy._chooser.look_up(job, token_ids)
+        while True:
+            try:
+                placement = proxy._chooser.place(
+                    job, len(token_ids), held, excluded=self._excluded, needs_room=self._full
+                )
+                if placement is not None:
+                    return placement
+            except NotReady as error:
+                if self._tired(begun):
+                    raise
+                self._record.happened(f"waiting: {error}", proxy._clock.now())
+            if self._full and self._tired(begun):
+                raise QueueFull("no rank has room for the request", retry_after_s=1.0)
+            # those that failed may be all there is
+            self._excluded &= self._died.keys()
+            await proxy._sessions.change(RECHECK_S)
+            self._forget_the_living()
+
+    def _tired(self, begun: float) -> bool:
+        """Whether the wait since `begun` is over; a client that has tokens already is served until its deadline."""
+        if any(completion.token_ids for completion in self._completions):
+            return False
+        return self._proxy._clock.now() - begun >= self._proxy._limits.rank_wait_s
+
+    def _forget_the_living(self) -> None:
+        """A rank whose session stands again has not died: it was the connection."""
+        for incarnation in list(self._died):
+            if incarnation in self._proxy._sessions.open:
+                del self._died[incarnation]
+                self._excluded.discard(incarnation)
+
+    async def _attempt(self, placement: Placement) -> bool:
+        """Try these ranks; False if they are gone already. Raises RankFailed."""
+        proxy, decision = self._proxy, placement.decision
+        decode = proxy._sessions.open.get(decision.decode)
+        if decode is None:
+            return False
+        prefill = None
+        if decision.prefill is not None:
+            prefill = proxy._sessions.open.get(decision.prefill)
+        self._record.num_attempts += 1
+        self._record.happened(f"on {decode.address}: {decision.reason}", proxy._clock.now())
+        await Attempt(
+            self._job,
+            self._unfinished(),
+            self._record,
+            self._emit,
+            decode=decode,
+            prefill=prefill,
+            reserve_s=proxy._limits.reserve_s,
+            now=proxy._clock.now,
+        ).run(may_go_on_without_prefill=placement.other_prefill_ranks < 1)
+        return True
+
+    def _note(self, failure: RankFailed, digest: bytes) -> None:
+        """Decide whether the request may go on elsewhere; raises what the client is told if not."""
+        proxy, info = self._proxy, failure.info
+        self._record.happened(f"failed on {info.address}: {failure}", proxy._clock.now())
+        proxy._log.warning("request moves", request=self._job.request_id, rank=info.address, cause=str(failure))
+        self._forget_the_living()
+        self._excluded.add(info.incarnation)
+        self._full = failure.full
+        if failure.full:
+            return
+        if failure.lost:
+            self._note_death(info, digest)
+        if self._record.num_attempts >= proxy._limits.most_attempts:
+            raise NotReady(f"{self._record.num_attempts} ranks failed, the last one: {failure}") from failure
+        begun = any(completion.token_ids for completion in self._completions)
+        if not begun and not proxy._retries.spend():
+            raise NotReady(f"too many requests are being tried again; this one failed with: {failure}") from failure
+
+    def _note_death(self, info: RankInfo, digest: bytes) -> None:
+        """A rank takes its group with it: what is left of the group is avoided, and counts as one death."""
+        proxy = self._proxy
+        group = [session.info for session in proxy._sessions.open.values() if session.info]
+        for member in (info, *(other for other in group if other.epoch == info.epoch)):
+            self._died[member.incarnation] = member.epoch
+            self._excluded.add(member.incarnation)
+        deaths = len(set(self._died.values()))
+        if deaths >= proxy._limits.poison_deaths:
+            proxy._quarantine.add(digest)
+            raise PoisonRequest(f"{deaths} ranks died while they worked on the request")
+
+    def _unfinished(self) -> list[ClientCompletion]:
+        return [completion for completion in self._completions if completion.finish is None]
+
+
+def _phase(record: RequestRecord) -> str:
+    return next((event for _, event in reversed(record.milestones) if " " not in event), "it was queued")

@@ -1,0 +1,80 @@
+"""The store of decisions: bounded, with the outcome and what other policies would have chosen."""
+
+from dataclasses import replace
+
+import pytest
+
+from baleen.errors import UnknownName
+from router.policy import cost
+from router.policy.explain import SHOWN_CANDIDATES, Explainer
+from tests.support.ranks import PARAMETERS, query, snapshot, view
+
+
+def decide(explainer, ranks, question):
+    decision = cost.choose(ranks, question, PARAMETERS)
+    explainer.record(ranks, question, decision)
+    return decision
+
+
+def test_a_decision_is_kept_with_its_outcome_and_the_alternatives():
+    explainer = Explainer(PARAMETERS)
+    ranks = snapshot(view("holder", "mixed", queued_tokens=500), view("idle", "mixed"))
+    question = query(3000, holder=40)
+    decision = decide(explainer, ranks, question)
+    explainer.note("request", finish="stop", first_token_s=0.9)
+    explainer.note("request", completion_tokens=7)
+    [explanation] = explainer.explain("request")
+    assert explanation.decision == decision
+    assert explanation.query == question
+    assert dict(explanation.outcome) == {"finish": "stop", "first_token_s": 0.9, "completion_tokens": 7}
+    assert {other.policy: other.decode for other in explanation.alternatives} == {
+        "least_loaded": explanation.alternatives[0].decode,
+        "round_robin": "holder",
+    }
+    assert decision.decode == "holder"
+
+
+def test_every_move_of_a_request_is_a_decision_of_its_own():
+    explainer = Explainer(PARAMETERS)
+    decide(explainer, snapshot(view("a")), query())
+    explainer.note("request", lost="a")
+    decide(explainer, snapshot(view("b")), query())
+    first, second = explainer.explain("request")
+    assert (first.decision.decode, second.decision.decode) == ("a", "b")
+    assert (first.outcome, second.outcome) == ((("lost", "a"),), ())
+
+
+def test_only_the_last_are_kept():
+    explainer = Explainer(PARAMETERS, capacity=3)
+    ranks = snapshot(view("a"))
+    for name in ("r0", "r1", "r2", "r0", "r3"):
+        decide(explainer, ranks, replace(query(), request_id=name))
+    assert len(explainer) == 3
+    for name in ("r1", "r2"):
+        explainer.note(name, finish="stop")
+        with pytest.raises(UnknownName, match="last 3"):
+            explainer.explain(name)
+    assert len(explainer.explain("r0")) == 2, "moved not long ago"
+    assert len(explainer.explain("r3")) == 1
+
+
+def test_of_many_candidates_the_chosen_and_the_cheapest_are_kept():
+    explainer = Explainer(PARAMETERS)
+    ranks = snapshot(
+        view("p", "prefill", queued_tokens=100_000), *(view(f"d{n}", num_running=n % 16) for n in range(100))
+    )
+    decision = decide(explainer, ranks, query())
+    [explanation] = explainer.explain("request")
+    assert explanation.num_candidates == 101
+    kept = [candidate.incarnation for candidate in explanation.decision.candidates]
+    assert len(kept) == SHOWN_CANDIDATES
+    assert set(kept[:2]) == {decision.prefill, decision.decode}
+
+
+def test_a_policy_that_finds_nobody_says_so():
+    explainer = Explainer(PARAMETERS)
+    ranks = snapshot(view("a"))
+    decision = cost.choose(ranks, query(), PARAMETERS)
+    explainer.record(snapshot(view("a", draining=True)), query(), decision)
+    [explanation] = explainer.explain("request")
+    assert all("all drain" in other.error and other.decode is None for other in explanation.alternatives)
