@@ -12,6 +12,12 @@ from importlib.metadata import version
 from baleen.errors import BaleenError
 
 COMMANDS = {
+    "up": ("cluster.commands.up", "start a cluster, and keep it until Ctrl-C or `baleen down`"),
+    "status": ("cluster.commands.status", "groups and ranks of a cluster: blocks, queue, speed, progress"),
+    "drain": ("cluster.commands.drain", "let a group finish and leave; a fresh one takes its place"),
+    "down": ("cluster.commands.down", "end a cluster"),
+    "check": ("cluster.commands.check", "what a cluster file would start, and every rule that it breaks"),
+    "logs": ("cluster.commands.logs", "logs of the ranks and groups of a cluster on this machine"),
     "generate": ("cluster.commands.generate", "generate from prompts with a local group of ranks"),
     "checkpoint": ("cluster.commands.checkpoint", "make, inspect or verify a checkpoint"),
 }

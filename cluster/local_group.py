@@ -21,7 +21,7 @@ from baleen.config_file import to_dict
 from baleen.errors import BaleenError, CheckpointError, ConfigError, EpochEnded
 from baleen.ids import RequestId, new_epoch
 from cluster.rank_child import Exited, Garbled, RankChild
-from workers.engine.messages import Abort, Command, Ended, Event, Ready, Submit
+from workers.engine.messages import Abort, Ended, Event, LocalCommand, Ready, Submit
 
 START_TIMEOUT_S = 3600.0
 """Longest wait for all ranks to load."""
@@ -115,7 +115,7 @@ class SpawnedGroup:
         """End one completion of a request, or all."""
         self._children[self._ranks[request_id]].send(Abort(request_id, index))
 
-    def send(self, rank: int, command: Command) -> None:
+    def send(self, rank: int, command: LocalCommand) -> None:
         """Send any command to one rank."""
         self._children[rank].send(command)
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO
+from typing import IO, BinaryIO
 
 import workers
 from baleen.clock import Clock
 from baleen.errors import BaleenError
-from workers.engine.messages import Command, Event
+from workers.engine.messages import Event, LocalCommand
 from workers.json_lines import decode_event, encode_command
 
 _KEPT_LINES = 50
@@ -40,16 +40,24 @@ class RankChild:
     """A rank process and three threads: one writes commands, so that no caller waits for a rank; two read."""
 
     def __init__(
-        self, rank: int, config: Path, on_news: Callable[[int, Event | Exited | Garbled], None], *, clock: Clock
+        self,
+        rank: int,
+        config: Path,
+        on_news: Callable[[int, Event | Exited | Garbled], None],
+        *,
+        clock: Clock,
+        log: BinaryIO | None = None,
     ) -> None:
         """Start it. `on_news` gets every event and at last `Exited`, from a thread of the child's own.
 
-        Rank 0 writes to this process's terminal, if there is one, so that its progress bar is seen.
+        Rank 0 writes to this process's terminal, if there is one, so that its progress bar is seen. log: an unbuffered
+        file that gets every line of the rank's own log.
         """
         self.rank = rank
         self._on_news = on_news
         self._clock = clock
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._log = log
+        self._commands: SimpleQueue[LocalCommand | None] = SimpleQueue()
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
         on_terminal = rank == 0 and sys.stderr is not None and sys.stderr.isatty()
         self._process = subprocess.Popen(
@@ -58,7 +66,7 @@ class RankChild:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if on_terminal else subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": _import_path()},
+            env={**os.environ, "PYTHONPATH": import_path()},
             # Ctrl-C in the terminal is for this process, which ends its ranks in order
             process_group=0,
         )
@@ -86,7 +94,12 @@ class RankChild:
         """The newest line of its log, or an empty text."""
         return self._last_lines[-1] if self._last_lines else ""
 
-    def send(self, command: Command) -> None:
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """The newest lines of its log, oldest first."""
+        return tuple(self._last_lines)
+
+    def send(self, command: LocalCommand) -> None:
         """Queue a command; never blocks."""
         self._commands.put(command)
 
@@ -137,6 +150,8 @@ class RankChild:
     def _keep_lines(self, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
+                if self._log is not None:
+                    self._log.write(line)
                 if line.strip():
                     self._last_lines.append(line.decode(errors="replace").strip())
 
@@ -149,7 +164,7 @@ def _close(pipe: IO[bytes]) -> None:
         return
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """PYTHONPATH with the directory that this very copy of baleen was imported from, first."""
     assert workers.__file__ is not None
     here = str(Path(workers.__file__).parents[1])

@@ -1,0 +1,179 @@
+"""Configuration of a whole cluster: pools of groups, the router, Redis and Ray. Frozen and validated.
+
+The defaults are a cluster for one machine: one prefill and one decode group of two ranks, and all that they need.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role
+from baleen.errors import ConfigError
+
+Strategy = Literal["pack", "strict_pack", "spread", "strict_spread"]
+Auth = Literal["token", "disabled"]
+PolicyName = Literal["cost", "least_loaded", "round_robin"]
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """Groups of one role and one size.
+
+    groups: how many. ep: ranks of each, which share the routed experts. Each rank is given cpus_per_rank (a share of
+    the processors: 0.25 lets four ranks share one), gpus_per_rank and memory_gib_per_rank (0: not counted by Ray).
+    strategy: how the ranks of a group lie on nodes; the strict ones fail rather than bend.
+    """
+
+    name: str
+    role: Role
+    groups: int = 1
+    ep: int = 1
+    cpus_per_rank: float = 0.25
+    gpus_per_rank: int = 0
+    memory_gib_per_rank: float = 0.0
+    strategy: Strategy = "pack"
+    cache: CacheConfig = field(default_factory=lambda: CacheConfig(num_blocks=512))
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a name that cannot stand in keys and addresses, or a size below its least."""
+        _require(
+            _NAME.fullmatch(self.name) is not None,
+            f"the name of a pool is {self.name!r}, must be lower-case letters, digits and hyphens, at most 32, "
+            f"a letter first",
+        )
+        _require(self.groups >= 1, f"pool {self.name}: groups is {self.groups}, must be at least 1")
+        _require(self.ep >= 1, f"pool {self.name}: ep is {self.ep}, must be at least 1")
+        _require(self.cpus_per_rank > 0, f"pool {self.name}: cpus_per_rank is {self.cpus_per_rank:g}, must be above 0")
+        for name in ("gpus_per_rank", "memory_gib_per_rank"):
+            value = getattr(self, name)
+            _require(value >= 0, f"pool {self.name}: {name} is {value:g}, must be at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig:
+    """The public gRPC service. host and port: where it listens; replica i listens on port + i.
+
+    policy: how ranks are chosen. slo_first_token_s: a request that cannot have its first token in this time is refused
+    at once; 0 never refuses for it. max_queued: requests that may wait in one replica.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+    replicas: int = 1
+    cpus: float = 0.1
+    policy: PolicyName = "cost"
+    slo_first_token_s: float = 0.0
+    max_queued: int = 1024
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a port or number out of range."""
+        _require(bool(self.host), "router.host is empty, must be an address or a name")
+        _require(
+            self.port >= 1 and self.port + self.replicas <= 65536,
+            f"router.port is {self.port}, must be from 1 to {65536 - self.replicas}",
+        )
+        _require(self.replicas >= 1, f"router.replicas is {self.replicas}, must be at least 1")
+        _require(self.cpus >= 0, f"router.cpus is {self.cpus:g}, must be at least 0")
+        _require(
+            self.slo_first_token_s >= 0, f"router.slo_first_token_s is {self.slo_first_token_s:g}, must be at least 0"
+        )
+        _require(self.max_queued >= 1, f"router.max_queued is {self.max_queued}, must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisConfig:
+    """Where ranks and routers find each other and each other's prefixes. url empty: a server of the cluster's own."""
+
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a URL of another kind."""
+        _require(
+            not self.url or self.url.startswith(("redis://", "rediss://", "unix://")),
+            f"redis.url is {self.url!r}, must start with redis://, rediss:// or unix://",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayConfig:
+    """The Ray cluster to run on. address empty: one that is started here, for this cluster only.
+
+    auth: `token` takes the token from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (one that is started here gets a fresh
+    one), `disabled` lets everyone on the network in.
+    """
+
+    address: str = ""
+    auth: Auth = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupConfig:
+    """How long the ranks of a group may take, in seconds.
+
+    start_timeout_s: to join, load and warm up. heartbeat_timeout_s: silence after which a rank is lost.
+    collective_timeout_s: one collective. drain_timeout_s: requests that still run when the group is told to leave.
+    """
+
+    start_timeout_s: float = 600.0
+    heartbeat_timeout_s: float = 3.0
+    collective_timeout_s: float = 30.0
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on a time that is not positive."""
+        for name in ("start_timeout_s", "heartbeat_timeout_s", "collective_timeout_s", "drain_timeout_s"):
+            value = getattr(self, name)
+            _require(value > 0, f"group.{name} is {value:g}, must be above 0")
+
+
+def _laptop_pools() -> tuple[PoolConfig, ...]:
+    # 16,384 tokens per rank: four ranks and all the rest stay well under 6 GB
+    cache = CacheConfig(num_blocks=256)
+    return (
+        PoolConfig(name="prefill", role="prefill", ep=2, cache=cache),
+        PoolConfig(name="decode", role="decode", ep=2, cache=cache),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Everything that `baleen up` builds.
+
+    model None: a small checkpoint, made on first use. model_name: as clients know it; empty: the name of its directory.
+    """
+
+    name: str = "default"
+    model_name: str = ""
+    model: ModelConfig | None = None
+    pools: tuple[PoolConfig, ...] = field(default_factory=_laptop_pools)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    redis: RedisConfig = field(default_factory=RedisConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    group: GroupConfig = field(default_factory=GroupConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on pools that together cannot serve a request, or share a name."""
+        _require(
+            _NAME.fullmatch(self.name) is not None,
+            f"name is {self.name!r}, must be lower-case letters, digits and hyphens, at most 32, a letter first",
+        )
+        names = [pool.name for pool in self.pools]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        _require(repeated is None, f"the pool name {repeated!r} stands twice, must be unique")
+        _require("router" not in names, "a pool is called 'router', which is the name of the router's own service")
+        roles = {pool.role for pool in self.pools}
+        _require(
+            bool(roles & {"decode", "mixed"}),
+            f"the pools have the roles {', '.join(sorted(roles)) or '(none)'}; one must be decode or mixed, or no "
+            f"token is ever made",
+        )

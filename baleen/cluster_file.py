@@ -1,0 +1,59 @@
+"""Cluster files: from YAML to `baleen.cluster_config.ClusterConfig`. Every key that is not known is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from baleen.cluster_config import ClusterConfig, PoolConfig
+from baleen.config_file import from_dict
+from baleen.errors import ConfigError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise ConfigError(f"line {node.start_mark.line + 1}: key {repeated!r} stands twice in one object")
+        return super().construct_mapping(node, deep)
+
+
+def load_cluster_config(path: Path) -> ClusterConfig:
+    """Read a cluster file; paths in it are relative to it. Raises ConfigError that names the file, key and value."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        config = cluster_from_dict({} if raw is None else raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if config.model is None:
+        return config
+    # a relative path means the same from wherever the command is run
+    return replace(config, model=replace(config.model, path=str(path.absolute().parent / config.model.path)))
+
+
+def cluster_from_dict(raw: object) -> ClusterConfig:
+    """Build the configuration from plain values. Raises ConfigError that names the key and the value."""
+    if not isinstance(raw, Mapping) or "pools" not in raw:
+        return from_dict(ClusterConfig, raw)
+    # pools are the one list; everything else is what `from_dict` reads
+    config = from_dict(ClusterConfig, {key: value for key, value in raw.items() if key != "pools"})
+    pools = raw["pools"]
+    if not isinstance(pools, list) or not pools:
+        raise ConfigError(f"pools is {pools!r}, must be a list of at least one pool")
+    return replace(
+        config, pools=tuple(from_dict(PoolConfig, pool, key=f"pools[{place}]") for place, pool in enumerate(pools))
+    )

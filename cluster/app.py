@@ -1,0 +1,76 @@
+"""What Serve runs for a cluster: a deployment for each pool, whose replicas are groups, and one for the router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from baleen.cluster_config import ClusterConfig
+from baleen.config import ModelConfig
+from baleen.text.tokenizer import TOKENIZER_FILE
+from cluster.group import GroupPlan, GroupReplica
+from cluster.placement import bundles
+from cluster.rank_launcher import KILL_AFTER_S
+from cluster.ray_adapter import Service
+from cluster.router_replica import LEAVE_SLACK_S, RouterReplica
+from router.config import RouterProcessConfig
+
+
+def service_name(config: ClusterConfig, part: str) -> str:
+    """Name of a pool's or the router's service; other clusters may run on the same Ray."""
+    return f"{config.name}-{part}"
+
+
+def services(config: ClusterConfig, model: ModelConfig, *, redis_url: str, log_directory: str) -> list[Service]:
+    """Everything that Serve runs. log_directory: where processes on this machine keep their logs; empty: they do not.
+
+    redis_url: of the server that all of them share.
+    """
+    # on one machine nothing needs to be reached from outside
+    local_host = "" if config.ray.address else "127.0.0.1"
+    pools = []
+    for pool in config.pools:
+        plan = GroupPlan(
+            cluster=config.name,
+            pool=pool,
+            model=model,
+            timeouts=config.group,
+            redis_url=redis_url,
+            local_host=local_host,
+            log_directory=log_directory,
+        )
+        pools.append(
+            Service(
+                name=service_name(config, pool.name),
+                kind=GroupReplica,
+                arguments=(plan,),
+                replicas=pool.groups,
+                bundles=bundles(pool),
+                strategy=pool.strategy,
+                leave_s=config.group.drain_timeout_s + 3 * KILL_AFTER_S,
+            )
+        )
+    router = Service(
+        name=service_name(config, "router"),
+        kind=RouterReplica,
+        arguments=(router_config(config, model, redis_url=redis_url), log_directory),
+        replicas=config.router.replicas,
+        cpus=config.router.cpus,
+        leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
+    )
+    return [*pools, router]
+
+
+def router_config(config: ClusterConfig, model: ModelConfig, *, redis_url: str) -> RouterProcessConfig:
+    """The configuration of the first router. A checkpoint without a tokenizer is served for token ids only."""
+    has_tokenizer = (Path(model.path) / TOKENIZER_FILE).exists()
+    return RouterProcessConfig(
+        listen=f"{config.router.host}:{config.router.port}",
+        cluster=config.name,
+        redis_url=redis_url,
+        model=model.path if has_tokenizer else "",
+        model_name=config.model_name or Path(model.path).name,
+        policy=config.router.policy,
+        slo_first_token_s=config.router.slo_first_token_s,
+        max_queued=config.router.max_queued,
+        drain_timeout_s=config.group.drain_timeout_s,
+    )

@@ -1,0 +1,37 @@
+"""`baleen check`: what a cluster file would start, and every rule that it breaks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from baleen.config import ModelConfig
+from baleen.errors import ConfigError
+from baleen.model_spec import load_model_spec, model_spec_from_config
+from cluster.check import check
+from cluster.commands.cluster_options import add_cluster_options, read_cluster
+from cluster.nodes import this_machine
+from workers.model.make_checkpoint import PRESETS, CheckpointRecipe
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Mount the command."""
+    parser = subparsers.add_parser("check", help="what a cluster file would start, and every rule that it breaks")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="cluster file (the cluster without one)")
+    add_cluster_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; exit code 2 if a rule is violated. Raises ConfigError on a file that cannot be read."""
+    config = read_cluster(args, args.file)
+    if config.model is not None:
+        model, spec = config.model, load_model_spec(Path(config.model.path))
+    else:
+        model = ModelConfig(path="small")
+        spec = model_spec_from_config(CheckpointRecipe(config=PRESETS["small"]).full_config(), source="small")
+    report = check(config, model, spec, None if config.ray.address else [this_machine()])
+    sys.stdout.write(report.text())
+    return ConfigError.exit_code if report.violations else os.EX_OK

@@ -1,0 +1,235 @@
+"""A cluster from start to end in the foreground of one process: what `baleen up` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from baleen.cluster_config import ClusterConfig
+from baleen.config import ModelConfig
+from baleen.errors import BaleenError, CheckpointError, ConfigError
+from cluster.embedded import EmbeddedRedis
+from cluster.marked import end_marked, mark_children
+from cluster.placement import plan, pools_and_router
+from cluster.rank_child import import_path
+from cluster.ray_environment import prepare_environment
+from cluster.run_state import RunState, StateFile, cache_directory
+
+if TYPE_CHECKING:
+    from cluster.ray_adapter import Service, ServiceState
+
+POLL_S = 0.1
+WATCH_S = 1.0
+PREPARE_TIMEOUT_S = 600.0
+"""Longest time for making or checking a checkpoint."""
+
+HELPERS_PATIENCE_S = 3.0
+"""How long Ray's helpers may outlive it."""
+
+LONGEST_ROOT = 24
+
+PLACE_TIMEOUT_S = 60.0
+"""Longest time for placing actors, beyond what the ranks may take."""
+
+_ERRORS: dict[int, type[BaleenError]] = {2: ConfigError, 3: CheckpointError}
+
+
+class Stopped(Exception):
+    """A signal asked this process to end."""
+
+
+class Foreground:
+    """Starts everything, watches it, and takes everything down again, however it ends."""
+
+    def __init__(self, config: ClusterConfig, *, check_arguments: Sequence[str], say: Callable[[str], None]) -> None:
+        """check_arguments: of `baleen check` for the same cluster; empty: nothing there that could be wrong."""
+        self._config = config
+        self._check_arguments = list(check_arguments)
+        self._say = say
+        self._undo = contextlib.ExitStack()
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Everything; returns once a signal has asked for the end. Raises BaleenError if the cluster cannot start."""
+        _take_signals()
+        with self._undo, StateFile(self._config.name) as state_file:
+            try:
+                services, state = self._start(state_file)
+                state_file.write(replace(state, phase="ready"))
+                on_ready()
+                self._watch(services)
+            except Stopped:
+                self._say("leaving: running requests may finish; once more to end at once")
+            finally:
+                self._undo.close()
+
+    def _start(self, state_file: StateFile) -> tuple[list[Service], RunState]:
+        begin = time.monotonic()
+        config = self._config
+        directory = Path(tempfile.mkdtemp(prefix="baleen-", dir=temporary_root()))
+        self._undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        mark_children(directory)
+        self._undo.callback(end_marked, directory, HELPERS_PATIENCE_S)
+        logs = directory / "logs"
+        logs.mkdir()
+        state = RunState(
+            name=config.name,
+            pid=os.getpid(),
+            address=f"{config.router.host}:{config.router.port}",
+            redis_url=config.redis.url,
+            directory=str(directory),
+        )
+        state_file.write(state)
+        model = config.model or ModelConfig(path=str(default_checkpoint()))
+        preparation = self._prepare(model)
+        if not config.redis.url:
+            redis = self._undo.enter_context(EmbeddedRedis(directory=directory))
+            state = replace(state, redis_url=redis.url)
+            state_file.write(state)
+        # Ray prints from threads of its own, and would mix with what is said here
+        output = self._undo.enter_context((logs / "ray.log").open("a", buffering=1))
+        self._undo.enter_context(contextlib.redirect_stdout(output))
+        self._start_ray(directory)
+        if preparation is not None:
+            _wait_for(preparation)
+        services = self._deploy(model, state.redis_url, logs)
+        self._say(f"up after {time.monotonic() - begin:.1f} s")
+        return services, state
+
+    def _prepare(self, model: ModelConfig) -> subprocess.Popen[bytes] | None:
+        """Make the small checkpoint or check what was given, in a process of its own: both need torch."""
+        arguments = ["check", *self._check_arguments] if self._check_arguments else None
+        if self._config.model is None and not (Path(model.path) / "config.json").exists():
+            self._say(f"making a small checkpoint in {model.path}")
+            arguments = ["checkpoint", "make", model.path, "--preset", "small", "--tokenizer", "text", "--force"]
+        if arguments is None:
+            return None
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cluster.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            process_group=0,
+        )
+        self._undo.callback(process.communicate)
+        self._undo.callback(process.kill)
+        return process
+
+    def _start_ray(self, directory: Path) -> None:
+        ray_config = self._config.ray
+        prepare_environment(ray_config)
+        os.environ["PYTHONPATH"] = import_path()
+        # takes a second
+        from cluster import ray_adapter
+
+        self._undo.callback(ray_adapter.leave)
+        if ray_config.address:
+            ray_adapter.join(ray_config.address)
+        else:
+            ray_adapter.start_here(num_cpus=len(os.sched_getaffinity(0)), directory=str(directory))
+        # Ray has put a handler of its own in their place
+        _take_signals()
+
+    def _deploy(self, model: ModelConfig, redis_url: str, logs: Path) -> list[Service]:
+        from cluster import app, ray_adapter
+
+        config = self._config
+        unplaced = plan(pools_and_router(config), ray_adapter.nodes()).unplaced
+        if unplaced:
+            raise ConfigError(
+                "; ".join(f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced)
+            )
+        # only a Ray of our own shares this machine's files
+        log_directory = "" if config.ray.address else str(logs)
+        services = app.services(config, model, redis_url=redis_url, log_directory=log_directory)
+        if not config.ray.address:
+            self._undo.callback(ray_adapter.stop_serve)
+        self._undo.callback(self._undeploy, services)
+        ray_adapter.deploy(services)
+        self._await_up(services)
+        return services
+
+    def _await_up(self, services: Sequence[Service]) -> None:
+        from cluster import ray_adapter
+
+        deadline = time.monotonic() + self._config.group.start_timeout_s + PLACE_TIMEOUT_S
+        while waiting := [state for state in ray_adapter.states(services) if not state.up]:
+            failed = next((state for state in waiting if state.given_up), None)
+            if failed is not None:
+                raise BaleenError(f"{failed.name} does not start: {_innermost(failed.message)}")
+            if time.monotonic() > deadline:
+                raise BaleenError(f"{waiting[0].name} is not up in time: {waiting[0].state} {waiting[0].message}")
+            time.sleep(POLL_S)
+
+    def _undeploy(self, services: Sequence[Service]) -> None:
+        from cluster import ray_adapter
+
+        left = ray_adapter.undeploy(services)
+        if left:
+            self._say(f"not gone in time, and ended by force: {', '.join(left)}")
+
+    def _watch(self, services: Sequence[Service]) -> None:
+        """Say what changes, until a signal comes."""
+        from cluster import ray_adapter
+
+        known: dict[str, ServiceState] = {}
+        while True:
+            for state in ray_adapter.states(services):
+                before = known.get(state.name)
+                if before is not None and before.up != state.up:
+                    self._say(
+                        f"{state.name}: all {state.wanted} up again"
+                        if state.up
+                        else f"{state.name}: {state.running} of {state.wanted} up; {state.message or state.state}"
+                    )
+                known[state.name] = state
+            time.sleep(WATCH_S)
+
+
+def temporary_root() -> Path:
+    """Where a cluster's folder is made: short, since the paths of sockets in it have at most 107 bytes."""
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= LONGEST_ROOT else Path("/tmp")
+
+
+def default_checkpoint() -> Path:
+    """Where the small checkpoint lies that is made on first use."""
+    return cache_directory() / "small"
+
+
+def _wait_for(process: subprocess.Popen[bytes]) -> None:
+    try:
+        output, _ = process.communicate(timeout=PREPARE_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BaleenError(f"{process.args!r} takes longer than {PREPARE_TIMEOUT_S:g} s") from error
+    if process.returncode:
+        text = output.decode(errors="replace").strip().removeprefix("baleen: error: ")
+        raise _ERRORS.get(process.returncode, BaleenError)(text)
+
+
+def _innermost(message: str) -> str:
+    """The last line of a traceback as Serve hands it on: the error itself."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("baleen.errors.")]
+    return (ours or lines or ["no reason is known"])[-1].removeprefix("baleen.errors.")
+
+
+def _take_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # a second signal ends the patience with what runs: the next steps of the way out are taken at once
+    raise Stopped

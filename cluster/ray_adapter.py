@@ -1,0 +1,302 @@
+"""Ray, as far as the rest of baleen knows it: the only module that imports it, imported only where it is used."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util import get_current_placement_group, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from baleen.cluster_config import PoolConfig
+from baleen.config import RankConfig
+from baleen.errors import BaleenError, ConfigError
+from cluster.placement import Node, Resources, rank_need, rank_order
+from cluster.rank_launcher import RankLauncher
+
+APPLICATION = "baleen"
+CALL_TIMEOUT_S = 60.0
+"""Longest wait for an actor's answer that takes no work."""
+
+_HEALTH_PERIOD_S = 0.5
+_STARTS = 3
+_POLL_S = 0.1
+_LEAVE_SLACK_S = 10.0
+
+
+def start_here(*, num_cpus: float, directory: str) -> None:
+    """Start a Ray of this process's own, which ends with it. directory: short path for its files and sockets."""
+    _connect(address="local", num_cpus=num_cpus, _temp_dir=directory)
+
+
+def join(address: str) -> None:
+    """Connect to a Ray cluster that runs. Raises ConfigError if that fails."""
+    _connect(address=address)
+
+
+def _connect(**arguments: Any) -> None:
+    try:
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace=APPLICATION,
+            **arguments,
+        )
+    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"Ray at {arguments['address']} cannot be used: {error}") from error
+
+
+def leave() -> None:
+    """End the connection, and a Ray that was started here."""
+    ray.shutdown()
+
+
+def address() -> str:
+    """Where others join this cluster."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def nodes() -> list[Node]:
+    """The nodes that live and what they have in all."""
+    return [
+        Node(
+            node_id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            free=Resources(
+                node["Resources"].get("CPU", 0.0),
+                node["Resources"].get("GPU", 0.0),
+                node["Resources"].get("memory", 0.0),
+            ),
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class RankActor:
+    """A rank's launcher in an actor of its own. Its methods raise BaleenError where the actor or its node is gone."""
+
+    rank: int
+    node_id: str
+    _actor: Any
+
+    def host(self) -> str:
+        """The address of its node."""
+        return str(self._call("node_address", timeout_s=CALL_TIMEOUT_S))
+
+    def free_ports(self, count: int) -> list[int]:
+        """See RankLauncher."""
+        ports: list[int] = self._call("free_ports", count, timeout_s=CALL_TIMEOUT_S)
+        return ports
+
+    def start(self, label: str, config: RankConfig) -> int:
+        """See RankLauncher."""
+        return int(self._call("start", label, config, timeout_s=CALL_TIMEOUT_S))
+
+    def ask_ready(self, timeout_s: float) -> Pending:
+        """Ask without waiting; the answer is Ready or RankEnd."""
+        return Pending(self.rank, self._actor.wait_ready.remote(timeout_s))
+
+    def ask_end(self) -> Pending:
+        """Ask for the end of the process without waiting; the answer is RankEnd."""
+        return Pending(self.rank, self._actor.wait_end.remote())
+
+    def last_lines(self) -> tuple[str, ...]:
+        """See RankLauncher."""
+        lines: tuple[str, ...] = self._call("last_lines", timeout_s=CALL_TIMEOUT_S)
+        return lines
+
+    def ask_stop(self, reason: str, timeout_s: float) -> Pending:
+        """Tell it to stop, without waiting."""
+        return Pending(self.rank, self._actor.stop.remote(reason, timeout_s))
+
+    def kill(self) -> None:
+        """End the actor; its rank's input ends with it."""
+        ray.kill(self._actor)
+
+    def _call(self, method: str, *arguments: object, timeout_s: float) -> Any:
+        return Pending(self.rank, getattr(self._actor, method).remote(*arguments)).result(timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An answer that will come."""
+
+    rank: int
+    _reference: Any
+
+    def result(self, timeout_s: float) -> Any:
+        """Wait for it. Raises BaleenError after `timeout_s`, or if the actor is gone, or what the actor raised."""
+        try:
+            return ray.get(self._reference, timeout=timeout_s)
+        except GetTimeoutError as error:
+            raise BaleenError(f"rank {self.rank}: its actor gave no answer within {timeout_s:g} s") from error
+        except RayActorError as error:
+            raise BaleenError(f"rank {self.rank}: its actor is gone: {str(error).splitlines()[0]}") from error
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, BaleenError) else BaleenError(f"rank {self.rank}: {error}")) from error
+
+
+def first_of(pending: Sequence[Any], timeout_s: float) -> list[Any]:
+    """Those Pending that have an answer; waits up to `timeout_s` for the first."""
+    by_reference = {item._reference: item for item in pending}
+    done, _ = ray.wait(list(by_reference), num_returns=1, timeout=timeout_s, fetch_local=False)
+    if done:
+        done, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0, fetch_local=False)
+    return [by_reference[reference] for reference in done]
+
+
+class _Launcher(RankLauncher):
+    """The launcher, inside Ray, where it can tell its node's address."""
+
+    def __init__(self, host: str, log_directory: str | None) -> None:
+        super().__init__(host or str(ray.util.get_node_ip_address()), log_directory)  # type: ignore[no-untyped-call]
+
+    def node_address(self) -> str:
+        return self.host
+
+
+def rank_actors(pool: PoolConfig, *, host: str, log_directory: str | None) -> list[RankActor]:
+    """Start one actor in each bundle of this replica's placement group, in the order of ranks.
+
+    host: address of every rank; empty: that of its node.
+    """
+    group = get_current_placement_group()
+    assert group is not None, "a replica of a pool owns a placement group"
+    table = placement_group_table(group)["bundles_to_node_id"]
+    bundle_nodes = [str(table[bundle]) for bundle in range(pool.ep)]
+    need = rank_need(pool)
+    options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_restarts": 0, "max_concurrency": 8}
+    if need.memory_bytes:
+        options["memory"] = need.memory_bytes
+    # three calls may wait at once (ready, end, stop), and others are asked meanwhile
+    remote: Any = ray.remote(_Launcher)
+    actors = []
+    for rank, bundle in enumerate(rank_order(bundle_nodes)):
+        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
+        actor = remote.options(scheduling_strategy=strategy, **options).remote(host, log_directory)
+        actors.append(RankActor(rank, bundle_nodes[bundle], actor))
+    return actors
+
+
+def group_number() -> int:
+    """Which of its pool's groups this replica is: 0 to groups - 1, taken over by whoever replaces it."""
+    return int(serve.get_replica_context().rank.rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
+
+    leave_s: time that a replica may take to go.
+    """
+
+    name: str
+    kind: type
+    arguments: tuple[object, ...]
+    replicas: int
+    cpus: float = 0.0
+    bundles: Sequence[dict[str, float]] = ()
+    strategy: str = "PACK"
+    leave_s: float = 20.0
+
+
+def deploy(services: Sequence[Service]) -> None:
+    """Start Serve without proxies, since no token passes through it, and all services at once. Does not wait."""
+    # what goes wrong stands in the states; the rest is of no use to whoever waits
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
+    serve.run_many(
+        [serve.RunTarget(target=_application(service), name=service.name, route_prefix=None) for service in services],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+
+
+def _application(service: Service) -> Any:
+    placed: dict[str, Any] = {}
+    if service.bundles:
+        placed = {
+            "placement_group_bundles": list(service.bundles),
+            "placement_group_strategy": service.strategy.upper(),
+        }
+    deployment: Any = serve.deployment(
+        service.kind,
+        name=service.name,
+        num_replicas=service.replicas,
+        ray_actor_options={"num_cpus": service.cpus},
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=service.leave_s,
+        max_constructor_retry_count=_STARTS,
+        **placed,
+    )
+    return deployment.bind(*service.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """How far a service is. state: Serve's own word. message: the last thing that went wrong, or an empty text."""
+
+    name: str
+    state: str
+    running: int
+    wanted: int
+    message: str
+
+    @property
+    def up(self) -> bool:
+        """Whether all replicas serve."""
+        return self.state == "HEALTHY" and self.running == self.wanted
+
+    @property
+    def given_up(self) -> bool:
+        """Whether Serve has tried often enough."""
+        return self.state == "DEPLOY_FAILED"
+
+
+def states(services: Sequence[Service]) -> list[ServiceState]:
+    """How far each service is."""
+    applications = serve.status().applications
+    found = []
+    for service in services:
+        application = applications.get(service.name)
+        deployment = application.deployments.get(service.name) if application is not None else None
+        if deployment is None:
+            text = application.message if application is not None else ""
+            state = str(application.status.value) if application is not None else "NOT_STARTED"
+            found.append(ServiceState(service.name, state, 0, service.replicas, text))
+            continue
+        running = sum(count for state, count in deployment.replica_states.items() if str(state) == "RUNNING")
+        found.append(
+            ServiceState(service.name, str(deployment.status.value), running, service.replicas, deployment.message)
+        )
+    return found
+
+
+def undeploy(services: Sequence[Service]) -> list[str]:
+    """End these services, each replica in order; returns the names of those that were not gone in time."""
+    for service in services:
+        serve.delete(service.name, _blocking=False)
+    deadline = time.monotonic() + max((service.leave_s for service in services), default=0.0) + _LEAVE_SLACK_S
+    left = [service.name for service in services]
+    while left and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        applications = serve.status().applications
+        left = [name for name in left if name in applications]
+    return left
+
+
+def stop_serve() -> None:
+    """End Serve itself, with whatever it still runs; for a Ray of one's own only."""
+    serve.shutdown()  # type: ignore[no-untyped-call]

@@ -1,0 +1,194 @@
+"""What a running cluster looks like: its ranks by their leases in Redis, each asked for its load and its progress."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baleen.clock import SystemClock
+from baleen.errors import BaleenError
+from baleen.ids import Incarnation
+from baleen.reports import Load, RankInfo
+from baleen.v1 import worker_pb2, worker_pb2_grpc
+from baleen.wire.channel import open_channel
+from baleen.wire.reports import load_from_proto
+from router.breaker import Breaker
+from router.index import PrefixIndex, open_client
+
+ASK_TIMEOUT_S = 2.0
+"""How long one rank or router may take to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankStatus:
+    """One rank. load: None before its first step. step, phase, seconds_in_phase: of its step loop.
+
+    error: why it gave no answer, or that its epoch is over; else None.
+    """
+
+    info: RankInfo
+    load: Load | None = None
+    step: int | None = None
+    phase: str = ""
+    seconds_in_phase: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """The whole cluster. router: what its health service says. redis_error: why Redis gave no answer, or None."""
+
+    name: str
+    address: str
+    router: str
+    redis_error: str | None
+    ranks: tuple[RankStatus, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+async def members(cluster: str, redis_url: str) -> Mapping[Incarnation, RankInfo]:
+    """The ranks whose lease is alive. Raises BaleenError if Redis gives no answer."""
+    index = PrefixIndex(open_client(redis_url, most_connections=1), cluster, Breaker(SystemClock()))
+    try:
+        found = await index.members()
+        if found is None:
+            raise BaleenError(f"Redis gives no answer: {index.counts.last_failure}")
+        return found
+    finally:
+        await index.close()
+
+
+async def cluster_status(name: str, address: str, redis_url: str) -> ClusterStatus:
+    """Ask everybody, all at once."""
+    router = asyncio.create_task(_router_health(address))
+    redis_error = None
+    infos: Sequence[RankInfo] = ()
+    try:
+        found = await members(name, redis_url)
+        infos = sorted(found.values(), key=lambda info: (info.pool, info.group, info.rank, info.incarnation))
+    except BaleenError as error:
+        redis_error = str(error)
+    ranks = await asyncio.gather(*(_rank_status(info) for info in infos))
+    return ClusterStatus(name=name, address=address, router=await router, redis_error=redis_error, ranks=tuple(ranks))
+
+
+def status_text(status: ClusterStatus) -> str:
+    """The status for reading: a line for each rank, under its group."""
+    lines = [f"cluster {status.name}: router {status.address} {status.router}"]
+    if status.redis_error is not None:
+        lines.append(f"redis: {status.redis_error}")
+    if not status.ranks:
+        return "\n".join([*lines, "no rank has a lease"]) + "\n"
+    rows = [_HEADER, *(_row(rank) for rank in status.ranks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+async def drain_group(cluster: str, redis_url: str, group: str, reason: str, timeout_s: float | None) -> int:
+    """Tell all ranks of a group to finish and leave; returns their number.
+
+    Raises BaleenError if no rank of that group has a lease, or one does not answer.
+    """
+    found = await members(cluster, redis_url)
+    ranks = [info for info in found.values() if info.group == group]
+    if not ranks:
+        present = ", ".join(sorted({info.group for info in found.values()})) or "none"
+        raise BaleenError(f"no rank of group {group!r} has a lease; groups: {present}")
+    await asyncio.gather(*(_drain(info, reason, timeout_s) for info in ranks))
+    return len(ranks)
+
+
+async def _drain(info: RankInfo, reason: str, timeout_s: float | None) -> None:
+    async with open_channel(info.address) as channel:
+        request = worker_pb2.DrainRequest(reason=reason)
+        if timeout_s is not None:
+            request.timeout_s = timeout_s
+        try:
+            await worker_pb2_grpc.WorkerServiceStub(channel).Drain(request, timeout=ASK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise BaleenError(f"rank {info.rank} of {info.group} at {info.address}: {error.details()}") from error
+
+
+async def _rank_status(info: RankInfo) -> RankStatus:
+    async with open_channel(info.address) as channel:
+        stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+        # without an iterator of requests, they are written one by one
+        call = stub.Session()
+        load: Load | None = None
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                await call.write(worker_pb2.SessionRequest(health_query=worker_pb2.HealthQuery()))
+                # the load, if there has been a step, comes before the answer
+                while isinstance(response := await call.read(), worker_pb2.SessionResponse):
+                    if response.HasField("step_report"):
+                        load = load_from_proto(response.step_report.load)
+                    if response.HasField("health_report"):
+                        health = response.health_report
+                        return RankStatus(
+                            info=info,
+                            load=load,
+                            step=health.step,
+                            phase=health.phase,
+                            seconds_in_phase=health.seconds_in_phase,
+                            error=health.ended if health.HasField("ended") else None,
+                        )
+                    if response.HasField("ended"):
+                        return RankStatus(info=info, load=load, error=response.ended.cause)
+        except grpc.aio.AioRpcError as error:
+            return RankStatus(info=info, error=error.details() or error.code().name)
+        except TimeoutError:
+            return RankStatus(info=info, error=f"no answer within {ASK_TIMEOUT_S:g} s")
+        finally:
+            call.cancel()
+    return RankStatus(info=info, load=load, error="the session ended without an answer")
+
+
+async def _router_health(address: str) -> str:
+    async with open_channel(address) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=ASK_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            return f"gives no answer ({error.code().name})"
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower()
+
+
+_HEADER = ("group", "role", "epoch", "rank", "address", "blocks used", "wait", "run", "queued tok", "tok/s", "step", "")
+
+
+def _row(rank: RankStatus) -> tuple[str, ...]:
+    info, load = rank.info, rank.load
+    used = f"{info.num_blocks - load.free_blocks}/{info.num_blocks}" if load else f"0/{info.num_blocks}"
+    state = f"{rank.phase} {rank.seconds_in_phase:.1f} s" if rank.phase else ""
+    if load is not None and load.draining:
+        state = f"draining, {state}"
+    return (
+        info.group,
+        info.role,
+        info.epoch[:8],
+        str(info.rank),
+        info.address,
+        used,
+        str(load.num_waiting if load else 0),
+        str(load.num_running if load else 0),
+        str(load.queued_tokens if load else 0),
+        f"{max(load.prefill_tokens_per_s, load.decode_tokens_per_s):.0f}" if load else "0",
+        "-" if rank.step is None else str(rank.step),
+        f"error: {rank.error}" if rank.error is not None else state,
+    )
+
+
+def now_text() -> str:
+    """The time of day, for a table that is shown again and again."""
+    return time.strftime("%H:%M:%S")

@@ -1,0 +1,121 @@
+"""A whole cluster on Ray, with real ranks, in a network namespace of its own."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.namespace import can_have_namespaces, namespace_command
+from workers.model.make_checkpoint import PRESETS, CheckpointRecipe, make_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_have_namespaces(), reason="network namespaces are not allowed here"),
+]
+
+CONFIG = """
+model: {path: model}
+pools:
+  - {name: prefill, role: prefill, ep: 2, cache: {num_blocks: 64}}
+  - {name: decode, role: decode, ep: 2, cache: {num_blocks: 64}}
+group: {start_timeout_s: 90, drain_timeout_s: 10}
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("cluster")
+    recipe = CheckpointRecipe(config=PRESETS["tiny"], dtype="float32", tokenizer="text")
+    make_checkpoint(directory / "model", recipe, progress=False)
+    (directory / "cluster.yaml").write_text(CONFIG)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def seen(directory) -> dict[str, Any]:
+    return scenario(directory)
+
+
+def scenario(directory: Path, *words: str) -> dict[str, Any]:
+    arguments = [str(directory), str(directory / "cluster.yaml"), *words]
+    command = namespace_command("tests.support.cluster_scenario", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def epochs(ranks: list[dict[str, Any]], group: str) -> set[str]:
+    return {rank["info"]["epoch"] for rank in ranks if rank["info"]["group"] == group}
+
+
+def test_it_says_that_it_is_ready_and_answers_a_prompt(seen):
+    assert seen["ready"].startswith("ready: gRPC on 127.0.0.1:9000")
+    assert len(seen["answer"]["tokens"]) == 12
+
+
+def test_the_first_answer_comes_within_a_minute_and_memory_is_bounded(seen):
+    # both hold for the cluster without a configuration too, whose checkpoint is larger: see benchmarks
+    assert seen["first_answer_s"] < 60
+    assert 0 < seen["pss_mb"] < 6 * 1024
+
+
+def test_every_rank_is_shown_under_its_group(seen):
+    places = [(rank["info"]["group"], rank["info"]["role"], rank["info"]["rank"]) for rank in seen["ranks"]]
+    assert places == [(group, group[:-2], rank) for group in ("decode/0", "prefill/0") for rank in (0, 1)]
+    assert all(len(epochs(seen["ranks"], group)) == 1 for group in ("decode/0", "prefill/0"))
+    code, text, _ = seen["status"]
+    assert code == 0 and "router 127.0.0.1:9000 serving" in text and text.count("decode/0") == 2
+
+
+def test_a_killed_rank_costs_its_own_group_only(seen):
+    assert epochs(seen["ranks"], "prefill/0") == epochs(seen["after_kill"], "prefill/0")
+    assert not epochs(seen["ranks"], "decode/0") & epochs(seen["after_kill"], "decode/0")
+    assert seen["answer_after_kill"] == seen["answer"]
+    assert "rank 1 was killed by SIGKILL" in seen["logs"][1]
+
+
+def test_a_drained_group_leaves_and_a_fresh_one_takes_its_place(seen):
+    assert seen["drain"][0] == 0 and "prefill/0: 2 ranks" in seen["drain"][1]
+    assert epochs(seen["after_kill"], "decode/0") == epochs(seen["after_drain"], "decode/0")
+    assert seen["answer_after_drain"] == seen["answer"]
+    code, _, errors = seen["drain_unknown"]
+    assert code == 70 and "no rank of group 'prefill/7' has a lease; groups: decode/0, prefill/0" in errors
+
+
+def test_one_name_runs_once(seen):
+    code, _, errors = seen["second_up"]
+    assert code == 2 and "a cluster named 'default' runs already" in errors
+
+
+def test_down_leaves_nothing_behind(seen):
+    assert seen["down"][:2] == [0, "cluster default has ended\n"]
+    assert seen["up_code"] == 0
+    assert seen["processes"] == []
+    assert files(seen) == []
+    code, _, errors = seen["status_after"]
+    assert code == 2 and "no cluster named 'default' runs here" in errors
+
+
+def files(seen: dict[str, Any]) -> list[str]:
+    """What is left, but for the folder of state files itself."""
+    return [path for path in seen["files"] if not path.endswith("run/baleen")]
+
+
+def test_a_cluster_that_was_killed_is_known_as_such_and_cleared_by_down(directory):
+    seen = scenario(directory, "killed")
+    code, _, errors = seen["status_killed"]
+    assert code == 2 and "has ended without order" in errors
+    assert seen["down"][0] == 0 and "what it left is gone now" in seen["down"][1]
+    assert (seen["processes"], files(seen)) == ([], [])
+
+
+def test_what_cannot_be_placed_is_named_before_anything_starts(directory):
+    config = directory / "large.yaml"
+    config.write_text("model: {path: model}\npools: [{name: all, role: mixed, ep: 4, gpus_per_rank: 512}]\n")
+    command = namespace_command("cluster.cli", "up", "--config", str(config), "--name", "large")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "pool all, group 0: no node has room for a rank; the nearest, 127.0.0.1, lacks GPU: needs 512" in done.stderr

@@ -1,0 +1,68 @@
+"""The status table: every rank under its group, its load, and what is wrong with it."""
+
+import json
+
+from baleen.ids import Epoch, Incarnation
+from baleen.reports import Load, RankInfo
+from cluster.status import ClusterStatus, RankStatus, status_text
+
+
+def info(rank: int) -> RankInfo:
+    return RankInfo(
+        incarnation=Incarnation(f"i{rank}"),
+        epoch=Epoch("0123456789abcdef"),
+        rank=rank,
+        world_size=2,
+        role="decode",
+        pool="decode",
+        group="decode/0",
+        address=f"10.0.0.1:{rank}",
+        model_fingerprint="m",
+        vocab_size=10,
+        max_context=100,
+        eos_token_ids=(1,),
+        num_blocks=256,
+        max_running=64,
+        pid=1,
+    )
+
+
+LOAD = Load(
+    free_blocks=200,
+    num_waiting=3,
+    num_running=5,
+    queued_tokens=700,
+    running_tokens=900,
+    prefill_tokens_per_s=1000.4,
+    decode_tokens_per_s=50.0,
+)
+
+
+def status(*ranks: RankStatus, **fields) -> ClusterStatus:
+    values = {"name": "default", "address": "h:9000", "router": "serving", "redis_error": None, **fields}
+    return ClusterStatus(**values, ranks=ranks)
+
+
+def test_a_line_for_each_rank():
+    busy = RankStatus(info=info(0), load=LOAD, step=42, phase="compute", seconds_in_phase=0.2)
+    idle = RankStatus(info=info(1), step=-1, phase="idle", seconds_in_phase=8.0)
+    lines = status_text(status(busy, idle)).splitlines()
+    assert lines[0] == "cluster default: router h:9000 serving"
+    assert lines[2].split() == [
+        *("decode/0", "decode", "01234567", "0", "10.0.0.1:0", "56/256", "3", "5", "700", "1000", "42"),
+        *("compute", "0.2", "s"),
+    ]
+    assert "0/256" in lines[3] and lines[3].endswith("idle 8.0 s")
+
+
+def test_what_is_wrong_is_said():
+    text = status_text(
+        status(RankStatus(info=info(0), error="no answer within 2 s"), redis_error="Redis gives no answer")
+    )
+    assert "error: no answer within 2 s" in text and "redis: Redis gives no answer" in text
+    assert "no rank has a lease" in status_text(status())
+
+
+def test_it_is_plain_json_too():
+    there = json.loads(json.dumps(status(RankStatus(info=info(0), load=LOAD, step=1)).as_dict()))
+    assert there["ranks"][0]["info"]["group"] == "decode/0" and there["ranks"][0]["load"]["free_blocks"] == 200
