@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from baleen.model_spec import ModelSpec, model_spec_from_config
 from tests.support.models import golden_recipe
-from baleen.model_spec import ModelSpec
 from workers.cache.block_bytes import export_block, import_block
 from workers.cache.tensors import CacheBytes, allocate_cache
 
@@ -14,7 +14,7 @@ FORMATS = ["float32", "bfloat16", "float8"]
 
 
 def spec() -> ModelSpec:
-    return ModelSpec.from_config(golden_recipe("dev_fp8.golden").config)
+    return model_spec_from_config(golden_recipe("dev_fp8.golden").config)
 
 
 def filled_cache(cache_dtype, num_blocks, seed):

@@ -9,7 +9,7 @@ from baleen.ids import RequestId
 from baleen.sampling import MAX_SEED, SamplingParams
 from baleen.seeds import completion_seed
 from workers.engine.request import Request
-from workers.engine.submission import expand_submission
+from workers.engine.submission import expand_submission, prefill_request
 
 
 def expand(prompt: Any = (1, 2), *, sampling: SamplingParams | None = None, **options: Any) -> list[Request]:
@@ -81,3 +81,62 @@ def test_what_is_no_prompt_is_refused(prompt: Any, sampling: Any, field: str, me
     with pytest.raises(InvalidRequest, match=message) as caught:
         expand(prompt, sampling=sampling)
     assert caught.value.field == field
+
+
+def test_delivered_tokens_are_output_and_their_completion_goes_on() -> None:
+    sampling = SamplingParams(max_tokens=5, seed=5)
+    (request,) = expand([1, 2, 3, 4], sampling=sampling, num_delivered=3, first_index=2)
+    assert (request.num_prompt, request.num_output, request.output_ids, request.max_tokens) == (1, 3, [2, 3, 4], 6)
+    assert request.index == 2 and request.seed == completion_seed(5, 2)
+
+
+def test_a_mask_sees_delivered_tokens_first() -> None:
+    class Mask:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def fill(self, bitmask: object) -> None: ...
+
+        def accept(self, token_id: int) -> None:
+            self.seen.append(token_id)
+
+    (request,) = expand([1, 2, 3], num_delivered=2, new_token_mask=Mask)
+    assert isinstance(request.token_mask, Mask) and request.token_mask.seen == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_delivered", "sampling"),
+    [
+        ([1, 2], 2, SamplingParams()),
+        ([1, 2], -1, SamplingParams()),
+        ([1, 2, 3], 2, SamplingParams(max_tokens=2)),
+        ([1, 2, 0], 2, SamplingParams()),
+        ([1, 2, 7], 2, SamplingParams(stop_token_ids=frozenset({7}))),
+        ([1, 2, 3], 1, SamplingParams(n=2)),
+    ],
+)
+def test_nothing_is_continued_that_has_ended_or_has_no_prompt(
+    prompt: list[int], num_delivered: int, sampling: SamplingParams
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        expand(prompt, sampling=sampling, num_delivered=num_delivered)
+    assert refused.value.field == "num_delivered"
+
+
+def test_a_stop_token_that_came_before_min_tokens_does_not_end_a_completion() -> None:
+    (request,) = expand([1, 2, 0], sampling=SamplingParams(min_tokens=2), num_delivered=2)
+    assert request.num_output == 2
+
+
+def test_a_prefill_has_the_whole_blocks_that_others_could_share() -> None:
+    def prefill(count: int, **options: Any) -> Request | None:
+        return prefill_request(RequestId("p"), [1] * count, vocab_size=10, **options)
+
+    assert prefill(1) is None and prefill(64) is None
+    request = prefill(129)
+    assert request is not None and request.prefill_only
+    assert (request.num_tokens, request.num_shareable_blocks, request.max_tokens) == (128, 2, 128)
+    secret = [prefill(65, salt=b"s", prefix_cache=False) for _ in range(2)]
+    assert len({request.salt for request in secret if request}) == 2
+    with pytest.raises(InvalidRequest, match="vocabulary"):
+        prefill_request(RequestId("p"), [10], vocab_size=10)

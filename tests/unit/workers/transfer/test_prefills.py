@@ -156,11 +156,11 @@ def test_the_deadline_of_a_request_ends_its_transfer_too(rank):
 
 
 def test_a_preempted_prefill_sends_each_block_once():
-    rank = Rank(make_transport=lambda model: FakeTransport(), num_blocks=5, max_chunk_tokens=20)
+    rank = Rank(make_transport=lambda model: FakeTransport(), num_blocks=6, max_chunk_tokens=2)
     rank.submit("first", prompt_of(60, 4), max_tokens=100)
-    rank.steps(1)
+    rank.steps(30)
     rank.prefill("a", prompt_of(300), destination())
-    for _ in range(200):
+    for _ in range(300):
         rank.steps(1)
         for push in rank.transport.pushes:
             acknowledge(rank, push, len(push.blocks[:1]))

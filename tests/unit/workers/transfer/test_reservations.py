@@ -188,24 +188,39 @@ def test_pins_end_with_a_request_that_is_refused(rank):
     assert rank.busy_blocks == 0 and len(rank.moves.reservations) == 0
 
 
-def test_requests_that_wait_for_one_block_each_do_not_keep_all_from_each_other():
-    """Two pinned prompts and a running request fill the pool; each of the two then needs one block more."""
-    rank = small_rank(8, max_running=2)
+def pinned_pair(rank):
+    """Two prompts of three blocks, of which two each have arrived: name to prompt, and name to ticket."""
     prompts = {"a": prompt_of(130, 1), "b": prompt_of(130, 2)}
     tickets = {}
     for name, prompt in prompts.items():
         reservation = rank.reserve(prompt).result(0)
         arrive(rank, reservation, prompt, 2)
         tickets[name] = reservation.ticket
-    rank.submit("long", prompt_of(60, 3), max_tokens=250)
-    rank.submit("other", prompt_of(60, 4), max_tokens=250)
-    rank.steps(30)
+    assert rank.blocks.num_held == 4
+    return prompts, tickets
+
+
+def test_pins_of_those_behind_do_not_keep_the_first_from_starting():
+    rank = small_rank(6)
+    prompts, tickets = pinned_pair(rank)
+    prompts = {"first": prompt_of(180, 3), **prompts}
     for name, prompt in prompts.items():
-        rank.submit(name, prompt, max_tokens=100, ticket=tickets[name])
-    rank.steps(900)
-    assert len(rank.finishes()) == 4 and rank.busy_blocks == 0
+        rank.submit(name, prompt, ticket=tickets.get(name))
+    rank.steps(20)
     for name, prompt in prompts.items():
-        assert rank.tokens_of(name) == expected_output(make_request(name, prompt, max_tokens=100))[0]
+        assert rank.tokens_of(name) == expected_output(make_request(name, prompt, max_tokens=3))[0]
+    assert rank.busy_blocks == 0
+
+
+def test_a_running_request_takes_pinned_room_before_it_gives_way():
+    rank = small_rank(6)
+    prompts, tickets = pinned_pair(rank)
+    rank.submit("runs", prompt_of(120, 3), max_tokens=100)
+    rank.steps(1)
+    for name, prompt in prompts.items():
+        rank.submit(name, prompt, ticket=tickets[name])
+    rank.steps(130)
+    assert len(rank.finishes()) == 3 and rank.scheduler.num_preemptions == 0 and rank.busy_blocks == 0
 
 
 def test_a_request_waits_until_reservations_give_blocks_back():
