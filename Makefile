@@ -34,7 +34,7 @@ format: setup ## rewrite the sources as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## measure: beside transformers, engine overhead, idle group, memory; results as JSON on stdout
+bench: setup ## measure the engine, the prefix index and the policies; results as JSON on stdout
 	$(BIN)/python -m benchmarks.run
 
 proto: setup ## generate baleen/v1 from proto/baleen/v1

@@ -1,4 +1,4 @@
-"""Run every measurement and print one JSON object; what `make bench` does. Takes about ten minutes.
+"""Run every measurement and print one JSON object; what `make bench` does. Takes about fifteen minutes.
 
 usage: python -m benchmarks.run [--only NAME ...]
 
