@@ -152,9 +152,16 @@ class ServeConfig:
     requests there only, not from its stdin. role: what routers use it for. pool, group: names that decisions, logs
     and metrics show. redis_url: where its blocks and its lease are announced, empty announces nothing. cluster: name
     under which; clusters that share a server do not see each other.
+
+    advertise: the `host:port` that routers are told, where that is another than the rank's own, as behind NAT or a
+    proxy. transfer_listen: where it takes blocks from other ranks; empty: a free port of `parallel.host`.
+    transfer_advertise: what those are told.
     """
 
     listen: str = ""
+    advertise: str = ""
+    transfer_listen: str = ""
+    transfer_advertise: str = ""
     role: Role = "mixed"
     pool: str = ""
     group: str = ""
@@ -163,11 +170,17 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError on an address that cannot be listened on, or an unknown role."""
-        host, colon, port = self.listen.rpartition(":")
-        _require(
-            not self.listen or (bool(host and colon) and port.isdecimal() and int(port) < 65536),
-            f"serve.listen is {self.listen!r}, must be host:port with a port from 0 to 65535",
-        )
+        for name, least in (("listen", 0), ("transfer_listen", 0), ("advertise", 1), ("transfer_advertise", 1)):
+            address = getattr(self, name)
+            host, colon, port = address.rpartition(":")
+            _require(
+                not address or (bool(host and colon) and port.isdecimal() and least <= int(port) < 65536),
+                f"serve.{name} is {address!r}, must be host:port with a port from {least} to 65535",
+            )
+            _require(
+                bool(self.listen) or not address,
+                f"serve.{name} is {address!r} and serve.listen is empty: such a rank serves nobody",
+            )
         roles = get_args(Role)
         _require(self.role in roles, f"serve.role is {self.role!r}, must be one of {', '.join(roles)}")
         _require(

@@ -103,9 +103,10 @@ class RankProcess:
             log=self._log,
             stall_s=max(self._config.parallel.collective_timeout_s, 3 * IDLE_WAIT_S),
         )
-        self._address = self._server.start()
+        listens = self._server.start()
+        self._address = self._config.serve.advertise or listens
         self._outlets.listens(self._server)
-        self._log.info("listening", address=self._address)
+        self._log.info("listening", address=listens, advertised=self._address)
 
     def _serve(self) -> str:
         """Start, run the step loop until the group has drained, and leave; returns why it did."""

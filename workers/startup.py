@@ -121,12 +121,22 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) 
 
 def _open_transport(config: RankConfig, runner: Runner, fingerprint: bytes, record_format: str) -> TcpTransport | None:
     """Listen for transfers, if routers can reach this rank. Raises ConfigError where that is impossible."""
-    if not config.serve.listen:
+    serve = config.serve
+    if not serve.listen:
         return None
+    host, _, port = serve.transfer_listen.rpartition(":")
+    host = host.strip("[]") or config.parallel.host
     try:
-        return TcpTransport(config.parallel.host, CacheBytes(runner.cache, record_format), fingerprint.hex())
+        return TcpTransport(
+            host,
+            CacheBytes(runner.cache, record_format),
+            fingerprint.hex(),
+            port=int(port or 0),
+            advertise=serve.transfer_advertise,
+        )
     except OSError as error:
-        raise ConfigError(f"parallel.host is {config.parallel.host!r}, cannot listen there: {error}") from error
+        name = "serve.transfer_listen" if serve.transfer_listen else "parallel.host"
+        raise ConfigError(f"{name} is {serve.transfer_listen or host!r}, cannot listen there: {error}") from error
 
 
 def _max_context(config: RankConfig, spec: ModelSpec) -> int:

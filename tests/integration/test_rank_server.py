@@ -16,6 +16,7 @@ from baleen.errors import EpochEnded, NotReady
 from baleen.reports import FinishReason
 from baleen.v1 import worker_pb2
 from baleen.wire.errors import error_from_rpc
+from loadtest.fault_proxy import FaultProxy
 from tests.support.rank_client import rank_processes, submit
 from tests.support.rank_grpc_client import RankGrpcClient, async_test
 from tests.support.tiny_checkpoint import make_tiny
@@ -81,6 +82,26 @@ async def test_a_ready_rank_says_who_it_is(checkpoint, tmp_path):
             assert fingerprint.endswith(b"|float32|float32|hadamard=False")
             assert len(root_hash(fingerprint, b"salt")) == 16
             await client.await_health(SERVICE, "SERVING")
+
+
+@async_test
+async def test_a_rank_is_found_where_it_advertises_itself(checkpoint, tmp_path):
+    listens, takes = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    async with FaultProxy("127.0.0.1:0", listens) as door, FaultProxy("127.0.0.1:0", takes) as dock:
+        addresses = {"advertise": door.address, "transfer_listen": takes, "transfer_advertise": dock.address}
+        serve = {**LISTEN, "listen": listens, **addresses}
+        with rank_processes(checkpoint, tmp_path, serve=serve) as (rank,):
+            ready = await asyncio.to_thread(rank.expect, "ready")
+            assert (ready["address"], ready["transfer_address"]) == (door.address, dock.address)
+            async with RankGrpcClient(door.address) as client:
+                info = await client.info()
+                assert (info.address, info.transfer_address) == (door.address, dock.address)
+                reserve = worker_pb2.ReserveRequest(token_ids=range(2, 202), timeout_s=60.0)
+                assert (await client.stub.Reserve(reserve, timeout=60.0)).transfer_address == dock.address
+            host, _, port = dock.address.rpartition(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            await dock.until(lambda counts: counts.connections == 1, 60.0)
+            writer.close()
 
 
 @async_test

@@ -56,14 +56,14 @@ class _Ticket:
 
 
 class Receiver:
-    """Listens on a free port of `host`. name: of this rank, in refusals."""
+    """Listens on `port` of `host`; 0 is a free one."""
 
-    def __init__(self, host: str, cache: BlockBytes, model: str) -> None:
+    def __init__(self, host: str, cache: BlockBytes, model: str, *, port: int = 0) -> None:
         self._cache = cache
         self._identity = CacheIdentity(model, cache.layout)
         self._digest = self._identity.digest
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
+        self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._listener.getsockname()[1]}"
         self._lock = Lock()
         self._tickets: dict[str, _Ticket] = {}

@@ -11,18 +11,22 @@ from workers.transfer.transport import Landing, TransferNews
 
 
 class TcpTransport:
-    """A `Transport`. It listens from the beginning, on a free port of `host`; model: fingerprint, hex."""
+    """A `Transport`. It listens from the beginning; port 0 is a free one of `host`. model: fingerprint, hex.
 
-    def __init__(self, host: str, cache: BlockBytes, model: str) -> None:
+    advertise: the `host:port` that peers are told; empty: the one that it listens on.
+    """
+
+    def __init__(self, host: str, cache: BlockBytes, model: str, *, port: int = 0, advertise: str = "") -> None:
         self._cache = cache
         self._model = model
-        self._receiver = Receiver(host, cache, model)
+        self._receiver = Receiver(host, cache, model, port=port)
+        self._advertise = advertise
         self._post: Callable[[TransferNews], object] | None = None
 
     @property
     def address(self) -> str:
         """See Transport."""
-        return self._receiver.address
+        return self._advertise or self._receiver.address
 
     def start(self, post: Callable[[TransferNews], object]) -> None:
         """See Transport."""
