@@ -49,7 +49,9 @@ class RequestOutput:
 class Load:
     """How busy a rank is. Tokens are those still to be computed for prompts (queued) and those in use (running).
 
-    Speeds are moving averages in tokens per second, 0 until measured. draining: it takes no new requests any more.
+    Speeds are moving averages in tokens per second, 0 until measured, step_s is one in seconds. draining: it takes no
+    new requests any more. free_blocks counts the cached ones, which make room. From prompt_tokens on: totals since the
+    rank started; cached_prompt_tokens were found computed when their request first started.
     """
 
     free_blocks: int
@@ -60,14 +62,24 @@ class Load:
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
     draining: bool = False
+    cached_blocks: int = 0
+    held_blocks: int = 0
+    arriving_blocks: int = 0
+    lent_blocks: int = 0
+    step_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    output_tokens: int = 0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
     """What never changes in one life of a rank.
 
-    address: of its gRPC server. transfer_address: where it takes blocks, empty if it has none. model_fingerprint: names
-    weights and record format, as hexadecimal text; the fingerprint in the names of blocks (`baleen.blocks.root_hash`).
+    address: of its gRPC server. transfer_address: where it takes blocks, empty if it has none. transport: what moves
+    them. metrics_address: where it answers GET /metrics, or empty. model_fingerprint: names weights and record format,
+    as hexadecimal text; the fingerprint in the names of blocks (`baleen.blocks.root_hash`).
     """
 
     incarnation: Incarnation
@@ -86,3 +98,5 @@ class RankInfo:
     max_running: int
     pid: int
     transfer_address: str = ""
+    metrics_address: str = ""
+    transport: str = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,19 +80,6 @@ async def cluster_status(name: str, address: str, redis_url: str) -> ClusterStat
     return ClusterStatus(name=name, address=address, router=await router, redis_error=redis_error, ranks=tuple(ranks))
 
 
-def status_text(status: ClusterStatus) -> str:
-    """The status for reading: a line for each rank, under its group."""
-    lines = [f"cluster {status.name}: router {status.address} {status.router}"]
-    if status.redis_error is not None:
-        lines.append(f"redis: {status.redis_error}")
-    if not status.ranks:
-        return "\n".join([*lines, "no rank has a lease"]) + "\n"
-    rows = [_HEADER, *(_row(rank) for rank in status.ranks)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 async def drain_group(cluster: str, redis_url: str, group: str, reason: str, timeout_s: float | None) -> int:
     """Tell all ranks of a group to finish and leave; returns their number.
 
@@ -162,33 +148,3 @@ async def _router_health(address: str) -> str:
         except grpc.aio.AioRpcError as error:
             return f"gives no answer ({error.code().name})"
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower()
-
-
-_HEADER = ("group", "role", "epoch", "rank", "address", "blocks used", "wait", "run", "queued tok", "tok/s", "step", "")
-
-
-def _row(rank: RankStatus) -> tuple[str, ...]:
-    info, load = rank.info, rank.load
-    used = f"{info.num_blocks - load.free_blocks}/{info.num_blocks}" if load else f"0/{info.num_blocks}"
-    state = f"{rank.phase} {rank.seconds_in_phase:.1f} s" if rank.phase else ""
-    if load is not None and load.draining:
-        state = f"draining, {state}"
-    return (
-        info.group,
-        info.role,
-        info.epoch[:8],
-        str(info.rank),
-        info.address,
-        used,
-        str(load.num_waiting if load else 0),
-        str(load.num_running if load else 0),
-        str(load.queued_tokens if load else 0),
-        f"{max(load.prefill_tokens_per_s, load.decode_tokens_per_s):.0f}" if load else "0",
-        "-" if rank.step is None else str(rank.step),
-        f"error: {rank.error}" if rank.error is not None else state,
-    )
-
-
-def now_text() -> str:
-    """The time of day, for a table that is shown again and again."""
-    return time.strftime("%H:%M:%S")

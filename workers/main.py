@@ -182,6 +182,7 @@ class RankProcess:
             max_running=config.engine.max_running,
             pid=os.getpid(),
             transfer_address=engine.moves.address,
+            transport=engine.moves.transport,
         )
 
     def _tell_ready(self, engine: Engine, info: RankInfo, timeline: Timeline) -> None:

@@ -444,6 +444,15 @@ class Load(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    CACHED_BLOCKS_FIELD_NUMBER: _builtins.int
+    HELD_BLOCKS_FIELD_NUMBER: _builtins.int
+    ARRIVING_BLOCKS_FIELD_NUMBER: _builtins.int
+    LENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    STEP_S_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     free_blocks: _builtins.int
     """Blocks that new requests can have, those of the prefix cache included."""
     num_waiting: _builtins.int
@@ -460,6 +469,24 @@ class Load(_message.Message):
     """Output tokens per second of compute."""
     draining: _builtins.bool
     """Whether the rank takes no new requests any more."""
+    cached_blocks: _builtins.int
+    """Of free_blocks, those that the prefix cache keeps."""
+    held_blocks: _builtins.int
+    """Blocks of requests and of those that are about to come."""
+    arriving_blocks: _builtins.int
+    """Blocks set aside for transfers to this rank."""
+    lent_blocks: _builtins.int
+    """Blocks kept only for transfers to other ranks."""
+    step_s: _builtins.float
+    """Seconds of a step that computes something, from its start to its end."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens of all requests that have started here."""
+    cached_prompt_tokens: _builtins.int
+    """Of prompt_tokens, those that were found computed."""
+    output_tokens: _builtins.int
+    """Output tokens since the rank started."""
+    preemptions: _builtins.int
+    """Times that a request lost its blocks to another since the rank started."""
     def __init__(
         self,
         *,
@@ -471,10 +498,19 @@ class Load(_message.Message):
         prefill_tokens_per_s: _builtins.float = ...,
         decode_tokens_per_s: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        cached_blocks: _builtins.int = ...,
+        held_blocks: _builtins.int = ...,
+        arriving_blocks: _builtins.int = ...,
+        lent_blocks: _builtins.int = ...,
+        step_s: _builtins.float = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_tokens_per_s", b"decode_tokens_per_s", "draining", b"draining", "free_blocks", b"free_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "prefill_tokens_per_s", b"prefill_tokens_per_s", "queued_tokens", b"queued_tokens", "running_tokens", b"running_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arriving_blocks", b"arriving_blocks", "cached_blocks", b"cached_blocks", "cached_prompt_tokens", b"cached_prompt_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "draining", b"draining", "free_blocks", b"free_blocks", "held_blocks", b"held_blocks", "lent_blocks", b"lent_blocks", "num_running", b"num_running", "num_waiting", b"num_waiting", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prefill_tokens_per_s", b"prefill_tokens_per_s", "prompt_tokens", b"prompt_tokens", "queued_tokens", b"queued_tokens", "running_tokens", b"running_tokens", "step_s", b"step_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -830,6 +866,8 @@ class RankInfo(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     TRANSFER_ADDRESS_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """One life of the rank."""
     epoch: _builtins.str
@@ -860,6 +898,10 @@ class RankInfo(_message.Message):
     """Its process."""
     transfer_address: _builtins.str
     """Where it takes transfers, host:port, or empty."""
+    metrics_address: _builtins.str
+    """Where it answers GET /metrics, host:port, or empty."""
+    transport: _builtins.str
+    """What moves its blocks, for example tcp, or empty."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end a completion."""
@@ -883,10 +925,12 @@ class RankInfo(_message.Message):
         max_running: _builtins.int = ...,
         pid: _builtins.int = ...,
         transfer_address: _builtins.str = ...,
+        metrics_address: _builtins.str = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "group", b"group", "incarnation", b"incarnation", "max_context", b"max_context", "max_running", b"max_running", "model_fingerprint", b"model_fingerprint", "num_blocks", b"num_blocks", "pid", b"pid", "pool", b"pool", "rank", b"rank", "role", b"role", "transfer_address", b"transfer_address", "vocab_size", b"vocab_size", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "eos_token_ids", b"eos_token_ids", "epoch", b"epoch", "group", b"group", "incarnation", b"incarnation", "max_context", b"max_context", "max_running", b"max_running", "metrics_address", b"metrics_address", "model_fingerprint", b"model_fingerprint", "num_blocks", b"num_blocks", "pid", b"pid", "pool", b"pool", "rank", b"rank", "role", b"role", "transfer_address", b"transfer_address", "transport", b"transport", "vocab_size", b"vocab_size", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,14 +10,17 @@ import sys
 import time
 
 from cluster.run_state import find_running
-from cluster.status import cluster_status, now_text, status_text
+from cluster.status import cluster_status
+from cluster.status_table import now_text, status_text
 
 _CLEAR = "\x1b[H\x1b[2J"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Mount the command."""
-    parser = subparsers.add_parser("status", help="groups and ranks of a cluster: blocks, queue, speed, progress")
+    parser = subparsers.add_parser(
+        "status", help="pools, groups and ranks of a cluster: blocks, queue, hit rate, speed"
+    )
     parser.add_argument("--name", default="default", metavar="NAME", help="of the cluster (default)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--watch", type=float, nargs="?", const=1.0, metavar="S", help="again every S seconds (1)")

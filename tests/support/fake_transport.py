@@ -41,6 +41,7 @@ class FakeTransport:
     """
 
     address = "fake:1"
+    name = "fake"
 
     def __init__(self) -> None:
         self.landings: dict[str, Landing] = {}

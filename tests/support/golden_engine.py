@@ -171,7 +171,7 @@ def run_golden_scenarios(
                 ]
                 for answers in rounds
             ],
-            "preemptions": engine.scheduler.num_preemptions,
+            "preemptions": engine.scheduler.tallies.preemptions,
         }
 
 

@@ -13,6 +13,7 @@ from baleen.ids import RequestId
 from baleen.reports import Load
 from workers.engine.batch import Batch, FinishReason, RequestOutput, StepResult
 from workers.engine.inbox import Inbox
+from workers.engine.load import measure_load
 from workers.engine.messages import (
     Abort,
     Command,
@@ -251,7 +252,7 @@ class StepLoop:
         now = self._clock.now()
         if not outputs and not agreement.all_idle and now < self._load_time + LOAD_INTERVAL_S:
             return
-        load = self._measure_load()
+        load = measure_load(self._scheduler, self._speed, draining=self._drain is not None)
         if outputs or load != self._load:
             # a rank that slept through the end of the epoch must not speak for it
             self._group.check()
@@ -336,19 +337,6 @@ class StepLoop:
             else:
                 outputs.append(output)
         return outputs
-
-    def _measure_load(self) -> Load:
-        scheduler = self._scheduler
-        return Load(
-            free_blocks=scheduler.num_free_blocks + scheduler.num_cached_blocks,
-            num_waiting=scheduler.num_waiting,
-            num_running=scheduler.num_running,
-            queued_tokens=scheduler.num_waiting_tokens,
-            running_tokens=scheduler.num_running_tokens,
-            prefill_tokens_per_s=self._speed.prefill_tokens_per_s,
-            decode_tokens_per_s=self._speed.decode_tokens_per_s,
-            draining=self._drain is not None,
-        )
 
 
 def refusal(request_id: RequestId, error: BaleenError) -> Refused:

@@ -30,6 +30,7 @@ from workers.engine.batch import (
 from workers.engine.pins import Pins
 from workers.engine.policy import OrderedRequests, admission_reserve, chunk_tokens, place_in_order, require_fit
 from workers.engine.request import Request, RequestState
+from workers.engine.tallies import Tallies
 from workers.engine.waiting import WaitingRequests
 
 
@@ -65,8 +66,7 @@ class Scheduler:
         self._outputs: list[RequestOutput] = []
         self._next_deadline: float | None = None
         self._num_submitted = 0
-        self._num_started = 0
-        self._num_preemptions = 0
+        self.tallies = Tallies()
         self._pins = Pins()
         self._audited = True
         self.on_prefilled: Callable[[Request], None] = lambda request: None
@@ -100,21 +100,6 @@ class Scheduler:
     def num_running_tokens(self) -> int:
         """Known tokens of the running requests."""
         return sum(request.num_tokens for request in self._running)
-
-    @property
-    def num_preemptions(self) -> int:
-        """How often a request lost its blocks since the start."""
-        return self._num_preemptions
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks with nothing in them."""
-        return self._blocks.num_free
-
-    @property
-    def num_cached_blocks(self) -> int:
-        """Blocks that only the prefix cache keeps."""
-        return self._blocks.num_cached
 
     @property
     def num_spoken_for(self) -> int:
@@ -215,6 +200,7 @@ class Scheduler:
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)
+            self.tallies.output_tokens += 1
             if position == request.num_delivered:
                 self._admit_siblings(request.id)
             if finish is not None:
@@ -301,7 +287,7 @@ class Scheduler:
         self._free_slots.append(request.slot)
         request.preempt()
         self._waiting.add(request)
-        self._num_preemptions += 1
+        self.tallies.preemptions += 1
 
     def _admit(self, budget: int, items: list[BatchItem]) -> int:
         """Start waiting requests as long as they find room; the tokens of the budget that their chunks take."""
@@ -322,8 +308,12 @@ class Scheduler:
         if num_computed is None:
             return None
         self._waiting.remove(request)
-        self._num_started += 1
-        request.start(slot=self._free_slots.pop(), generation=self._num_started, num_computed=num_computed)
+        tallies, is_first = self.tallies, not request.generation
+        tallies.starts += 1
+        request.start(slot=self._free_slots.pop(), generation=tallies.starts, num_computed=num_computed)
+        if is_first:
+            tallies.prompt_tokens += request.num_prompt
+            tallies.cached_prompt_tokens += request.num_cached
         self._running.add(request)
         self._pins.drop(request.id)
         return request

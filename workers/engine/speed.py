@@ -9,7 +9,7 @@ WEIGHT = 0.2
 
 
 class SpeedMeter:
-    """Moving averages of prefill and decode speed, in tokens per second; 0 until measured.
+    """Moving averages of prefill and decode speed, in tokens per second, and of the time of a step; 0 until measured.
 
     A step that holds any prompt tokens counts for the prefill speed, with its prompt tokens and its whole time, so
     that the time which decoding takes from prefill is part of the figure. Any other step counts for the decode speed.
@@ -18,11 +18,13 @@ class SpeedMeter:
     def __init__(self) -> None:
         self.prefill_tokens_per_s = 0.0
         self.decode_tokens_per_s = 0.0
+        self.step_s = 0.0
 
     def measure(self, batch: Batch, seconds: float) -> None:
         """Take in one step."""
         if seconds <= 0:
             return
+        self.step_s = _averaged(self.step_s, seconds)
         num_prefill = 0
         if batch.num_tokens > len(batch.items):
             num_prefill = batch.num_tokens - sum(item.num_tokens == 1 for item in batch.items)

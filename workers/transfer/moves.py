@@ -45,6 +45,11 @@ class Moves:
         return self._transport.address if self._transport is not None else ""
 
     @property
+    def transport(self) -> str:
+        """What moves the blocks, or an empty text."""
+        return self._transport.name if self._transport is not None else ""
+
+    @property
     def next_deadline(self) -> float | None:
         """When `reap` has something to do, if nothing happens before."""
         deadlines = (self.reservations.next_deadline, self.prefills.next_deadline)

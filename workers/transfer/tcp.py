@@ -16,6 +16,8 @@ class TcpTransport:
     advertise: the `host:port` that peers are told; empty: the one that it listens on.
     """
 
+    name = "tcp"
+
     def __init__(self, host: str, cache: BlockBytes, model: str, *, port: int = 0, advertise: str = "") -> None:
         self._cache = cache
         self._model = model

@@ -102,7 +102,9 @@ class Push(Protocol):
 
 
 class Transport(Protocol):
-    """Moves blocks between ranks. Only the step loop's thread calls it."""
+    """Moves blocks between ranks. Only the step loop's thread calls it. name: of the kind, in reports."""
+
+    name: str
 
     @property
     def address(self) -> str:

@@ -4,7 +4,8 @@ import json
 
 from baleen.ids import Epoch, Incarnation
 from baleen.reports import Load, RankInfo
-from cluster.status import ClusterStatus, RankStatus, status_text
+from cluster.status import ClusterStatus, RankStatus
+from cluster.status_table import status_text
 
 
 def info(rank: int) -> RankInfo:
@@ -24,6 +25,7 @@ def info(rank: int) -> RankInfo:
         num_blocks=256,
         max_running=64,
         pid=1,
+        transport="tcp",
     )
 
 
@@ -35,6 +37,13 @@ LOAD = Load(
     running_tokens=900,
     prefill_tokens_per_s=1000.4,
     decode_tokens_per_s=50.0,
+    cached_blocks=150,
+    held_blocks=40,
+    arriving_blocks=10,
+    lent_blocks=6,
+    step_s=0.0123,
+    prompt_tokens=1000,
+    cached_prompt_tokens=250,
 )
 
 
@@ -43,16 +52,19 @@ def status(*ranks: RankStatus, **fields) -> ClusterStatus:
     return ClusterStatus(**values, ranks=ranks)
 
 
-def test_a_line_for_each_rank():
+def test_a_line_for_each_rank_and_one_for_its_pool():
     busy = RankStatus(info=info(0), load=LOAD, step=42, phase="compute", seconds_in_phase=0.2)
     idle = RankStatus(info=info(1), step=-1, phase="idle", seconds_in_phase=8.0)
     lines = status_text(status(busy, idle)).splitlines()
     assert lines[0] == "cluster default: router h:9000 serving"
     assert lines[2].split() == [
-        *("decode/0", "decode", "01234567", "0", "10.0.0.1:0", "56/256", "3", "5", "700", "1000", "42"),
+        *("decode", "decode/0", "decode", "01234567", "0", "10.0.0.1:0"),
+        *("50", "40", "150", "10", "6", "3", "5", "700", "25%", "12.3", "ms", "50", "tcp", "42"),
         *("compute", "0.2", "s"),
     ]
-    assert "0/256" in lines[3] and lines[3].endswith("idle 8.0 s")
+    assert lines[3].split()[6:12] == ["256", "0", "0", "0", "0", "0"] and lines[3].endswith("idle 8.0 s")
+    assert lines[4].split()[:7] == ["decode", "all", "306", "40", "150", "10", "6"]
+    assert lines[4].endswith("1 group, 2 of 2 ranks well")
 
 
 def test_what_is_wrong_is_said():

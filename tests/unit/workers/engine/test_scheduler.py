@@ -218,7 +218,7 @@ def test_admission_leaves_a_block_for_running_requests() -> None:
     engine.step()
     assert (engine.scheduler.num_running, engine.scheduler.num_waiting) == (1, 1)
     engine.run()
-    assert engine.scheduler.num_preemptions == 0
+    assert engine.scheduler.tallies.preemptions == 0
 
 
 def test_what_can_never_run_is_refused_with_values_and_limits() -> None:

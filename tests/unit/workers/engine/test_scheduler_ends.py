@@ -20,7 +20,7 @@ def test_preempted_requests_lose_no_token_and_continue_the_same_way() -> None:
     requests = [make_request(f"r{place}", prompt_of(60, place), max_tokens=150) for place in range(4)]
     engine.submit(*requests)
     engine.run()
-    assert engine.scheduler.num_preemptions > 0
+    assert engine.scheduler.tallies.preemptions > 0
     for request in requests:
         assert (engine.tokens_of(request), engine.finish_of(request)) == expected_output(request)
     assert all_blocks_back(engine)
@@ -38,7 +38,7 @@ def test_the_last_in_order_gives_way_and_keeps_its_place() -> None:
     engine.submit(late)
     while second.state is RequestState.RUNNING:
         engine.step()
-    assert engine.scheduler.num_preemptions == 1 and first.state is RequestState.RUNNING
+    assert engine.scheduler.tallies.preemptions == 1 and first.state is RequestState.RUNNING
     assert second.num_computed == 0 and second.block_ids == [] and second.slot == NO_SLOT
     assert second.num_output > 0
     engine.run()

@@ -164,7 +164,7 @@ def test_a_preempted_prefill_sends_each_block_once():
         rank.steps(1)
         for push in rank.transport.pushes:
             acknowledge(rank, push, len(push.blocks[:1]))
-    assert rank.scheduler.num_preemptions > 0 and rank.finishes()
+    assert rank.scheduler.tallies.preemptions > 0 and rank.finishes()
     (push,) = rank.transport.pushes
     end(rank, push)
     assert outcome(rank) == (4, 4, 0, None)

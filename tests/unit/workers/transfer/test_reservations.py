@@ -220,7 +220,7 @@ def test_a_running_request_takes_pinned_room_before_it_gives_way():
     for name, prompt in prompts.items():
         rank.submit(name, prompt, ticket=tickets[name])
     rank.steps(130)
-    assert len(rank.finishes()) == 3 and rank.scheduler.num_preemptions == 0 and rank.busy_blocks == 0
+    assert len(rank.finishes()) == 3 and rank.scheduler.tallies.preemptions == 0 and rank.busy_blocks == 0
 
 
 def test_a_request_waits_until_reservations_give_blocks_back():
