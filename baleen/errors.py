@@ -4,6 +4,7 @@ BaleenError
   x InvalidRequest        a request's field is wrong: value and limit in the message
   x CapacityError         the request can never fit
     x QueueFull           no room now: try again later, or elsewhere
+  x AlreadyRunning        a request of that id runs already
   x UnknownName           a model, request or ticket of that name does not exist
   x ConfigError           a configuration key or value is wrong
   x CheckpointError       a checkpoint is incomplete, damaged or of another model
@@ -53,6 +54,12 @@ class QueueFull(CapacityError):
         self.retry_after_s = retry_after_s
 
 
+class AlreadyRunning(BaleenError):
+    """A request of the same id has not ended; this one was not started."""
+
+    exit_code = 2
+
+
 class UnknownName(BaleenError):
     """What was named does not exist, or is forgotten."""
 
@@ -88,9 +95,14 @@ class DrainingError(BaleenError):
 
 
 class NotReady(BaleenError):
-    """Nobody can take the request at this moment; it was not started."""
+    """Nobody can take the request at this moment; it was not started. In `retry_after_s` seconds somebody may."""
 
     exit_code = 75
+    retry_after_s = 1.0
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(BaleenError):

@@ -42,11 +42,13 @@ class ShedError(QueueFull):
 class AdmissionParameters:
     """most_waiting: length of the queue. slo_s: time to the first token that must be possible; 0: any.
 
-    weights: shares of tenants that are not to count 1.
+    rank_wait_s: longest wait while there is no rank that could serve at all. weights: shares of tenants that are not to
+    count 1.
     """
 
     most_waiting: int = 1024
     slo_s: float = 0.0
+    rank_wait_s: float = 60.0
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -55,8 +57,8 @@ class Applicant(Generic[Placement]):
     """A request that asks to start. deadline: in seconds of the clock. slo_s: its own limit; None: the default.
 
     place: chooses ranks and counts the request there; None if there is no room now. undo: takes that back. predict:
-    seconds to the first token if so many prompt tokens are served before it. NotReady from either means to wait; any
-    other BaleenError ends the request.
+    seconds to the first token if so many prompt tokens are served before it. NotReady from either means that there is
+    no rank, for anybody, and to wait a while; any other BaleenError ends the request.
     """
 
     request_id: str
@@ -71,11 +73,12 @@ class Applicant(Generic[Placement]):
 
 @dataclass(slots=True, eq=False)
 class AdmissionCounts:
-    """What became of the applicants so far."""
+    """What became of the applicants so far. forsaken: no rank came for them."""
 
     admitted: int = 0
     shed: int = 0
     expired: int = 0
+    forsaken: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +99,8 @@ class Admission(Generic[Placement]):
         self._deadlines: list[tuple[float, int, Entry[_Waiter[Placement]]]] = []
         self._order = count()
         self._look: asyncio.TimerHandle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: tuple[float, asyncio.TimerHandle] | None = None
+        self._missing: tuple[float, str] | None = None
         self.counts = AdmissionCounts()
 
     def __len__(self) -> int:
@@ -107,7 +111,8 @@ class Admission(Generic[Placement]):
         """Wait for the applicant's turn and for room; returns what its `place` gave.
 
         Raises ShedError at once if it would come too late or the queue is full, DeadlineExceeded when its deadline
-        comes first, and what `place` raises. A caller that is cancelled gives its place in the queue up.
+        comes first, NotReady when no rank came for too long, and what else `place` raises. A caller that is cancelled
+        gives its place in the queue up.
         """
         now = self._clock.now()
         if applicant.deadline <= now:
@@ -123,7 +128,9 @@ class Admission(Generic[Placement]):
         self._make_room(applicant)
         entry = self._queue.push(waiter, tenant=applicant.tenant, cost=applicant.num_tokens)
         heappush(self._deadlines, (applicant.deadline, next(self._order), entry))
-        self._set_alarm()
+        self._wake_by(applicant.deadline)
+        if self._missing is not None:
+            self._wake_by(self._patience_ends(waiter))
         if len(self._queue) > 1:
             self.capacity_changed()
         try:
@@ -145,12 +152,21 @@ class Admission(Generic[Placement]):
         self._expire()
         while self._settle_next():
             pass
+        self._forsake()
+        if self._alarm is not None:
+            self._alarm[1].cancel()
+            self._alarm = None
+        if self._deadlines:
+            self._wake_by(self._deadlines[0][0])
+        if self._missing is not None and len(self._queue):
+            self._wake_by(min(self._patience_ends(entry.item) for entry in self._queue))
 
     def close(self) -> None:
         """End the timers and refuse whoever still waits."""
-        for timer in (self._look, self._alarm):
-            if timer is not None:
-                timer.cancel()
+        if self._look is not None:
+            self._look.cancel()
+        if self._alarm is not None:
+            self._alarm[1].cancel()
         for entry in list(self._queue):
             self._fail(entry, NotReady("the router is leaving; the request was not started"))
 
@@ -195,10 +211,14 @@ class Admission(Generic[Placement]):
 
     def _place(self, waiter: _Waiter[Placement]) -> Placement | None:
         try:
-            return waiter.applicant.place()
+            placement = waiter.applicant.place()
         except NotReady as error:
             waiter.obstacle = str(error)
+            if self._missing is None:
+                self._missing = (self._clock.now(), waiter.obstacle)
             return None
+        self._missing = None
+        return placement
 
     def _settle_next(self) -> bool:
         """Admit one waiting request, or fail it if its own `place` does. False if there is room for none."""
@@ -259,15 +279,29 @@ class Admission(Generic[Placement]):
         if len(self._deadlines) > 2 * len(self._queue) + 64:
             self._deadlines = [item for item in self._deadlines if not item[2].item.result.done()]
             heapify(self._deadlines)
-        self._set_alarm()
 
-    def _set_alarm(self) -> None:
+    def _forsake(self) -> None:
+        """Tell those for whom no rank has come for too long."""
+        if self._missing is None:
+            return
+        now, limit_s, obstacle = self._clock.now(), self._parameters.rank_wait_s, self._missing[1]
+        for entry in [entry for entry in self._queue if self._patience_ends(entry.item) <= now]:
+            self.counts.forsaken += 1
+            waited_s = now - entry.item.since
+            self._fail(entry, NotReady(f"{obstacle}; the request waited {waited_s:.2f} s of at most {limit_s:g} s"))
+
+    def _patience_ends(self, waiter: _Waiter[Placement]) -> float:
+        assert self._missing is not None
+        return max(waiter.since, self._missing[0]) + self._parameters.rank_wait_s
+
+    def _wake_by(self, time: float) -> None:
+        """Look at the queue then, or before."""
         if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if self._deadlines:
-            delay_s = max(0.0, self._deadlines[0][0] - self._clock.now())
-            self._alarm = asyncio.get_running_loop().call_later(delay_s, self.look)
+            if self._alarm[0] <= time:
+                return
+            self._alarm[1].cancel()
+        delay_s = max(0.0, time - self._clock.now())
+        self._alarm = (time, asyncio.get_running_loop().call_later(delay_s, self.look))
 
 
 def _retry_after(seconds: float) -> float:

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from baleen.blocks import BLOCK_TOKENS
 from baleen.errors import (
     BaleenError,
     DeadlineExceeded,
@@ -30,7 +29,7 @@ from router.messages import (
     RankSubmission,
     Reservation,
 )
-from router.record import RequestRecord
+from router.record import PromptSources, RequestRecord
 from router.session import RankSession
 
 ELSEWHERE = (QueueFull, DrainingError, NotReady, EpochEnded)
@@ -86,7 +85,7 @@ class Attempt:
         self._mailbox = Mailbox()
         # a client may use its id again, and other routers may see it too; a rank must not see one twice
         self._name = f"{job.request_id}/{secrets.token_hex(6)}"
-        self._num_pushed = 0
+        self._sources = PromptSources()
 
     async def run(self, *, may_go_on_without_prefill: bool) -> None:
         """Generate until every completion has ended.
@@ -151,8 +150,10 @@ class Attempt:
                 rank.abort(request_id)
         failure, lost = "", isinstance(event, RankLost)
         if isinstance(event, PrefillEnded):
-            self._num_pushed, failure = event.num_pushed, event.failure
-            self._record.usage.prefill_cached = event.num_cached * BLOCK_TOKENS
+            failure = event.failure
+            self._sources.decode, self._sources.prefill = reservation.num_held_blocks, event.num_cached
+            if event.num_cached < event.num_blocks:
+                self._record.usage.computed(event.num_cached)
         elif isinstance(event, RankLost):
             failure = event.cause
         elif isinstance(event, RankRefused):
@@ -224,7 +225,8 @@ class Attempt:
         if group is None:
             return
         completion = group[output.index]
-        self._count_cached(output)
+        if output.tokens:
+            self._record.usage.count(output.num_cached_tokens, self._sources)
         # a rank that leaves ends what it has; so does one that was told to by somebody else
         moves = completion.finish is None and output.finish in (FinishReason.FAILED, FinishReason.CANCELLED)
         try:
@@ -242,18 +244,10 @@ class Attempt:
                 self._decode.forget(output.request_id)
                 del running[output.request_id]
             if delta.finish is not None:
-                delta = replace(delta, num_cached_tokens=self._record.usage.cached)
+                delta = replace(delta, cached=self._record.usage.cached)
             await self._emit(delta)
         if moves:
             raise RankFailed(_info(self._decode), output.detail or "the rank ended the request")
-
-    def _count_cached(self, output: RequestOutput) -> None:
-        usage = self._record.usage
-        if usage.counted:
-            return
-        usage.counted = True
-        usage.cached_pushed = min(self._num_pushed * BLOCK_TOKENS, output.num_cached_tokens)
-        usage.cached_decode = min(output.num_cached_tokens, usage.prompt) - usage.cached_pushed
 
     def _shared_tokens(self) -> tuple[int, ...]:
         """What all completions begin with; ranks move the whole blocks before its last token."""

@@ -29,8 +29,8 @@ def explanation_to_proto(
     outcome = record.outcome
     if outcome:
         outcome += (
-            f"; tokens: {usage.prompt} prompt ({usage.cached_decode} cached on the decode rank, "
-            f"{usage.cached_pushed} pushed to it, {usage.prefill_cached} cached on the prefill rank), "
+            f"; tokens: {usage.prompt} prompt ({usage.cached.decode} cached on the decode rank, "
+            f"{usage.cached.prefill} on the prefill rank, {usage.cached.fetched} fetched from another), "
             f"{usage.completion} completion; {record.num_attempts} attempts"
         )
     return inference_pb2.ExplainResponse(

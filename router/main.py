@@ -47,7 +47,12 @@ class Router:
         self._log = log or Log(config.log_level, part="router")
         self._members = Members()
         admission: Admission[Placement] = Admission(
-            AdmissionParameters(most_waiting=config.max_queued, slo_s=config.slo_first_token_s), clock
+            AdmissionParameters(
+                most_waiting=config.max_queued,
+                slo_s=config.slo_first_token_s,
+                rank_wait_s=config.limits.rank_wait_s,
+            ),
+            clock,
         )
         self._admission = admission
         self._sessions = RankSessions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from baleen.ids import RequestId
 from baleen.reports import FinishReason, RequestOutput, SampledToken
@@ -31,11 +31,25 @@ class Job:
     traceparent: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CachedTokens:
+    """Prompt tokens that nobody had to compute for a request, by where they were: see Usage in common.proto."""
+
+    decode: int = 0
+    prefill: int = 0
+    fetched: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.decode + self.prefill + self.fetched
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """New tokens of completion `index` for the client. text is None where none was asked for.
 
-    num_output_tokens: all of this completion so far. num_cached_tokens: of the prompt, found computed already.
+    num_output_tokens: all of this completion so far. cached: what of the prompt was found computed already.
     """
 
     index: int
@@ -44,7 +58,7 @@ class Delta:
     finish: FinishReason | None = None
     detail: str = ""
     num_output_tokens: int = 0
-    num_cached_tokens: int = 0
+    cached: CachedTokens = field(default_factory=CachedTokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ RECHECK_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """reserve_s: how long a decode rank keeps blocks for a prefill. rank_wait_s: for a rank to be there, or have room,
-    before the first token; later the deadline alone counts. most_attempts: ranks tried for one request.
-    poison_deaths: ranks that may die under a request.
+    """reserve_s: how long a decode rank keeps blocks for a prefill. rank_wait_s: until there is any rank, or, after a
+    failure, one with room; once a client has tokens, its deadline alone counts. most_attempts: ranks tried for one
+    request. poison_deaths: ranks that may die under a request.
     """
 
     reserve_s: float = 60.0
@@ -118,8 +118,9 @@ class Proxy:
             first_token_s=record.first_token_s,
             attempts=record.num_attempts,
             prompt_tokens=usage.prompt,
-            cached_decode=usage.cached_decode,
-            cached_pushed=usage.cached_pushed,
+            cached_decode=usage.cached.decode,
+            cached_prefill=usage.cached.prefill,
+            cached_fetched=usage.cached.fetched,
             completion_tokens=usage.completion,
         )
         self._admission.capacity_changed()

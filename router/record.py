@@ -5,32 +5,56 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from baleen.blocks import BLOCK_TOKENS
 from baleen.errors import UnknownName
 from baleen.ids import RequestId
+from router.messages import CachedTokens
 
 MOST_MILESTONES = 64
 MOST_RECORDS = 4096
 
 
 @dataclass(slots=True, eq=False)
-class Usage:
-    """Tokens of one request. Cached prompt tokens by where they came from: the decode rank's own, pushed to it.
+class PromptSources:
+    """Where one try finds the blocks of a prompt: the number of leading blocks at which the part of each source ends.
 
-    prefill_cached: of the pushed ones, those that the prefill rank had not to compute. counted: the decode rank has
-    told what it found.
+    The parts follow each other: at hand on the decode rank (None: all that it finds are its own), cached on the prefill
+    rank. What comes after them was computed.
+    """
+
+    decode: int | None = None
+    prefill: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Usage:
+    """Tokens of one request. cached: of its prompt, known with the first token (`counted`).
+
+    computed_from: from this token on an earlier try has computed the prompt; None: no try has.
     """
 
     prompt: int
-    cached_decode: int = 0
-    cached_pushed: int = 0
-    prefill_cached: int = 0
+    cached: CachedTokens = field(default_factory=CachedTokens)
     completion: int = 0
     counted: bool = False
+    computed_from: int | None = None
 
-    @property
-    def cached(self) -> int:
-        """Prompt tokens that the decode rank had not to compute."""
-        return self.cached_decode + self.cached_pushed
+    def computed(self, num_blocks: int) -> None:
+        """A rank computes the prompt for this request, all but the first `num_blocks` blocks."""
+        start = num_blocks * BLOCK_TOKENS
+        self.computed_from = start if self.computed_from is None else min(start, self.computed_from)
+
+    def count(self, num_cached: int, sources: PromptSources) -> None:
+        """Note what a decode rank found at hand: `num_cached` leading tokens. Only the first time counts."""
+        if self.counted:
+            return
+        self.counted = True
+        found = min(num_cached, self.prompt)
+        if self.computed_from is not None:
+            found = min(found, self.computed_from)
+        decode = found if sources.decode is None else min(found, sources.decode * BLOCK_TOKENS)
+        prefill = min(found, max(decode, sources.prefill * BLOCK_TOKENS)) - decode
+        self.cached = CachedTokens(decode=decode, prefill=prefill)
 
 
 @dataclass(slots=True, eq=False)

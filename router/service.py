@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from baleen.clock import Clock
-from baleen.errors import BaleenError, InvalidRequest, NotReady, UnknownName
+from baleen.errors import AlreadyRunning, BaleenError, InvalidRequest, NotReady, UnknownName
 from baleen.ids import RequestId, new_request_id
 from baleen.sampling import MAX_SEED
 from baleen.telemetry import Log
@@ -76,7 +76,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _serve(self, job: Job, context: Context) -> None:
         if job.request_id in self._running:
-            raise InvalidRequest(f"request_id is {job.request_id!r}, which is running already", field="request_id")
+            raise AlreadyRunning(f"request_id is {job.request_id!r}, which is running already")
         self._running.add(job.request_id)
 
         async def on_admitted() -> None:
@@ -202,7 +202,10 @@ def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
         usage = common_pb2.Usage(
             prompt_tokens=num_prompt_tokens,
             completion_tokens=delta.num_output_tokens,
-            cached_tokens=delta.num_cached_tokens,
+            cached_tokens=delta.cached.total,
+            cached_tokens_decode=delta.cached.decode,
+            cached_tokens_prefill=delta.cached.prefill,
+            cached_tokens_fetched=delta.cached.fetched,
         )
         message.usage.CopyFrom(usage)
     return message

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from baleen.errors import InvalidRequest
+from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
 from baleen.reports import RequestOutput
 from baleen.v1 import worker_pb2
@@ -97,11 +97,9 @@ class SessionTable:
             self._abort(Abort(request_id))
 
     def claim(self, session: RouterSession, request_id: RequestId, num_completions: int) -> None:
-        """Send news of a request to `session` until that many completions have ended. Raises InvalidRequest."""
+        """Send news of a request to `session` until that many completions have ended. Raises AlreadyRunning."""
         if request_id in self._owners:
-            raise InvalidRequest(
-                f"request_id is {request_id!r}, which belongs to a request that has not ended", field="request_id"
-            )
+            raise AlreadyRunning(f"request_id is {request_id!r}, which belongs to a request that has not ended")
         self._owners[request_id] = (session, num_completions)
 
     def owns(self, session: RouterSession, request_id: RequestId) -> bool:

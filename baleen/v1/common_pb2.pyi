@@ -301,29 +301,43 @@ Global___PositionLogprobs: _TypeAlias = PositionLogprobs  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Usage counts the tokens of one completion."""
+    """Usage counts the tokens of one completion. All completions of a request have the same prompt, and it is computed once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_DECODE_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_PREFILL_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FETCHED_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     completion_tokens: _builtins.int
     """Tokens of the output so far."""
     cached_tokens: _builtins.int
-    """Tokens of the prompt that were found computed already."""
+    """Tokens of the prompt that nobody had to compute for this request: the sum of the three below. They are those of
+    the try that gave the first token; what an earlier try of the same request computed is not counted as cached.
+    """
+    cached_tokens_decode: _builtins.int
+    """Of these, found in the cache of the rank that generates."""
+    cached_tokens_prefill: _builtins.int
+    """Of these, found in the cache of the rank that computed the rest of the prompt for it."""
+    cached_tokens_fetched: _builtins.int
+    """Of these, fetched from the cache of another rank."""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        cached_tokens_decode: _builtins.int = ...,
+        cached_tokens_prefill: _builtins.int = ...,
+        cached_tokens_fetched: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "cached_tokens_decode", b"cached_tokens_decode", "cached_tokens_fetched", b"cached_tokens_fetched", "cached_tokens_prefill", b"cached_tokens_prefill", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from baleen.errors import (
+    AlreadyRunning,
     BaleenError,
     CapacityError,
     CheckpointError,
@@ -47,6 +48,7 @@ TABLE: dict[type[BaleenError], WireError] = {
     InvalidRequest: WireError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     CapacityError: WireError(grpc.StatusCode.OUT_OF_RANGE, "NEVER_FITS"),
     QueueFull: WireError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    AlreadyRunning: WireError(grpc.StatusCode.ALREADY_EXISTS, "ALREADY_RUNNING"),
     UnknownName: WireError(grpc.StatusCode.NOT_FOUND, "UNKNOWN_NAME"),
     ConfigError: WireError(grpc.StatusCode.FAILED_PRECONDITION, "CONFIGURATION"),
     CheckpointError: WireError(grpc.StatusCode.FAILED_PRECONDITION, "CHECKPOINT"),
@@ -65,6 +67,7 @@ _BY_CODE = {
     grpc.StatusCode.UNAVAILABLE: NotReady,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.NOT_FOUND: UnknownName,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyRunning,
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
 }
 

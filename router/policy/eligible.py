@@ -26,7 +26,11 @@ def eligible(snapshot: Snapshot, query: Query) -> Eligible:
     """
     decode = [rank for rank in snapshot.ranks if rank.role != "prefill" and not rank.draining]
     if not decode:
-        raise NotReady("no rank is there to decode: none has announced itself, or all drain")
+        draining = sum(rank.role != "prefill" for rank in snapshot.ranks)
+        raise NotReady(
+            f"no rank is there to decode; there are {len(snapshot.ranks) - draining} that only prefill "
+            f"and {draining} that drain"
+        )
     num_blocks = blocks_for(query.num_prompt_tokens + 1)
     fitting = [rank for rank in decode if num_blocks <= rank.total_blocks]
     if not fitting:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from baleen.errors import InvalidRequest
+from baleen.errors import AlreadyRunning, InvalidRequest
 from baleen.reports import FinishReason
 from baleen.v1 import worker_pb2
 from tests.support.fake_rank import FakeRank
@@ -213,7 +213,7 @@ async def test_what_is_wrong_is_refused_and_harms_nothing(ranks):
         assert isinstance(error, InvalidRequest) and error.field == "prompt" and "999" in str(error)
         await session.submit("running", [5])
         error = await session.refusal()
-        assert isinstance(error, InvalidRequest) and error.field == "request_id" and "running" in str(error)
+        assert isinstance(error, AlreadyRunning) and "running" in str(error)
         await session.submit("", [5])
         assert isinstance(await session.refusal(), InvalidRequest)
         hot = worker_pb2.Submit(request_id="hot", token_ids=[5])

@@ -217,7 +217,7 @@ def test_one_id_runs_once():
             await eventually(lambda: bool(rank.submits))
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await client.generate(request(PROMPT, request_id="same"))
-            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert status_of(failed.value) == (grpc.StatusCode.ALREADY_EXISTS, "AlreadyRunning")
             rank.resume()
             await task
             assert (await client.generate(request(PROMPT, request_id="same"))).tokens == {0: fake_tokens(PROMPT, 8)}

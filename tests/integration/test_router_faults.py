@@ -8,6 +8,7 @@ import pytest
 from baleen.errors import DrainingError, QueueFull
 from baleen.seeds import completion_seed
 from baleen.v1 import common_pb2
+from baleen.wire.errors import error_from_rpc
 from router.proxy import ProxyLimits
 from router.session import SessionTimes
 from tests.support.fake_rank import FakeRank, fake_tokens
@@ -310,6 +311,20 @@ def test_retries_before_the_first_token_are_limited():
                 await client.generate(request(PROMPT))
             assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
             assert sum(len(rank.submits) for rank in ranks) == 3
+
+    run(scenario())
+
+
+def test_a_request_that_no_rank_can_serve_waits_for_one_and_is_told_what_is_missing():
+    async def scenario():
+        limits = ProxyLimits(rank_wait_s=0.3)
+        async with router_with([FakeRank(role="prefill")], limits=limits) as client:
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await client.generate(request(PROMPT, request_id="mine"))
+            assert status_of(failed.value) == (grpc.StatusCode.UNAVAILABLE, "NotReady")
+            assert "no rank is there to decode; there are 1 that only prefill" in failed.value.details()
+            assert error_from_rpc(failed.value).retry_after_s == 1.0
+            assert (await client.explain("mine")).outcome.startswith("failed: NotReady")
 
     run(scenario())
 

@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 
 from baleen.blocks import shareable_blocks
-from baleen.errors import BaleenError, DrainingError, InvalidRequest
+from baleen.errors import AlreadyRunning, BaleenError, DrainingError, InvalidRequest
 from baleen.ids import new_epoch, new_incarnation
 from baleen.seeds import completion_seed
 from baleen.v1 import common_pb2, worker_pb2, worker_pb2_grpc
@@ -67,7 +67,8 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
     token_delay_s: between two steps. paused: no step is made while set. die_after: cut every connection after this
     many tokens of all requests together. refuse, refuse_reserve: answer submits and prefills, reservations, with this
     error. fail_prefill: end prefills with this failure. hold_prefill: prefills do not end while this is set.
-    num_held: blocks that reservations find here. free_blocks: what the load says.
+    num_held: blocks that reservations and prefills find here. num_cached_tokens: what outputs say was found.
+    free_blocks: what the load says.
     """
 
     def __init__(self, *, role: str = "mixed", pool: str = "pool", group: str = "group", rank: int = 0) -> None:
@@ -78,6 +79,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
         self.fail_prefill = ""
         self.hold_prefill = False
         self.num_held = 0
+        self.num_cached_tokens = 0
         self.free_blocks = 64
         self.prefill_tokens_per_s = 10_000.0
         self.decode_tokens_per_s = 100.0
@@ -286,6 +288,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
             request_id=prefill.request_id,
             num_blocks=num_blocks,
             num_pushed=0 if self.fail_prefill else wanted,
+            num_cached=min(self.num_held, num_blocks),
             failure=self.fail_prefill,
         )
         session.out.put_nowait(worker_pb2.SessionResponse(prefill_done=done))
@@ -312,8 +315,10 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
             raise DrainingError(f"rank {self.info.rank} takes no new requests")
         if self.refuse is not None:
             raise self.refuse
-        if not request_id or any(running.request_id == request_id for running in self._running):
-            raise InvalidRequest(f"request_id is {request_id!r}, must be new", field="request_id")
+        if not request_id:
+            raise InvalidRequest("request_id is '', must not be empty", field="request_id")
+        if any(running.request_id == request_id for running in self._running):
+            raise AlreadyRunning(f"request_id is {request_id!r}, which is running already")
 
     def _refuse(self, session: _Session, request_id: str, error: BaleenError) -> None:
         refused = worker_pb2.Refused(request_id=request_id, failure=error_to_failure(error))
@@ -372,7 +377,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
             logprobs=logprobs,
             finish_reason=finish,
             num_prompt_tokens=running.num_prompt,
-            num_cached_tokens=0,
+            num_cached_tokens=self.num_cached_tokens,
         )
 
     def _report(self, news: dict[_Session, list[worker_pb2.RequestOutput]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from baleen.clock import Clock
-from baleen.errors import BaleenError, DrainingError, InvalidRequest
+from baleen.errors import AlreadyRunning, BaleenError, DrainingError
 from baleen.ids import RequestId
 from baleen.reports import Load
 from workers.engine.batch import Batch, FinishReason, RequestOutput, StepResult
@@ -163,7 +163,7 @@ class StepLoop:
         try:
             self._require_serving()
             if request_id in self._live or request_id in self._moves.prefills:
-                raise InvalidRequest(f"id {request_id} belongs to a request that has not ended", field="id")
+                raise AlreadyRunning(f"id {request_id} belongs to a request that has not ended")
             if isinstance(command, Submit):
                 self._submit(command)
             else:

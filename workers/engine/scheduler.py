@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from baleen.blocks import BLOCK_TOKENS, blocks_for
 from baleen.clock import Clock
 from baleen.config import EngineConfig
-from baleen.errors import InvalidRequest, QueueFull
+from baleen.errors import AlreadyRunning, QueueFull
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.ledger import AccountingError
@@ -110,8 +110,8 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Take a fresh request.
 
-        Raises InvalidRequest if it exceeds the context or its id is in use, CapacityError if it exceeds the whole
-        pool or the queue is full. A refused request leaves no trace.
+        Raises InvalidRequest if it exceeds the context, AlreadyRunning if its id is in use, CapacityError if it exceeds
+        the whole pool or the queue is full. A refused request leaves no trace.
         """
         self.submit_all([request])
 
@@ -246,7 +246,7 @@ class Scheduler:
         for request in requests:
             submission = self._submissions.get(request.id)
             if submission and request.index in submission.live:
-                raise InvalidRequest(f"{request.key} is already running or queued", field="request_id")
+                raise AlreadyRunning(f"{request.key} is already running or queued")
             require_fit(request, max_context=self._max_context, num_blocks=self._blocks.num_blocks)
         if len(self._waiting) + len(requests) > self._config.max_waiting:
             raise QueueFull(

@@ -234,6 +234,64 @@ def test_without_ranks_a_request_waits_and_other_errors_end_it():
     run(scenario)
 
 
+def missing(*_):
+    raise NotReady("no rank is there")
+
+
+def test_without_any_rank_a_request_waits_so_long_and_no_longer():
+    async def scenario():
+        house = House(rank_wait_s=3.0)
+        first = await house.ask("first", place=missing, predict=missing, deadline_s=3600.0)
+        house.clock.advance(2.0)
+        second = await house.ask("second", place=missing, predict=missing, deadline_s=3600.0)
+        house.clock.advance(1.0)
+        house.admission.look()
+        with pytest.raises(NotReady, match=r"no rank is there; the request waited 3.00 s of at most 3 s") as failed:
+            await first
+        assert failed.value.retry_after_s == 1.0 and not second.done()
+        house.clock.advance(2.0)
+        house.admission.look()
+        with pytest.raises(NotReady):
+            await second
+        assert house.admission.counts.forsaken == 2
+
+    run(scenario)
+
+
+def test_a_rank_without_room_may_be_waited_for_until_the_deadline():
+    async def scenario():
+        house = House(places=0, rank_wait_s=3.0)
+        gone = iter([False, False, True, False, True, True])
+        applicant = house.applicant("a", deadline_s=100.0)
+
+        def place():
+            return missing() if next(gone) else applicant.place()
+
+        task = await house.ask("a", place=place, deadline_s=100.0)
+        for _ in range(4):
+            house.clock.advance(2.9)
+            house.admission.look()
+            await asyncio.sleep(0)
+            assert not task.done()
+        house.clock.advance(3.0)
+        house.admission.look()
+        with pytest.raises(NotReady):
+            await task
+
+    run(scenario)
+
+
+def test_the_wait_for_a_rank_needs_nobody_to_look():
+    async def scenario():
+        house = House(rank_wait_s=0.0005)
+        task = await house.ask("a", place=missing, predict=missing)
+        house.clock.advance(1.0)
+        with pytest.raises(NotReady):
+            await asyncio.wait_for(task, 30)
+
+    run(scenario)
+
+
 def test_a_caller_that_gives_up_leaves_no_trace():
     async def scenario():
         house = House(places=0)

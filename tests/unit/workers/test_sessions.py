@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from baleen.errors import InvalidRequest
+from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
 from baleen.reports import FinishReason, Load, RequestOutput, SampledToken
 from baleen.v1 import worker_pb2
@@ -95,7 +95,7 @@ async def test_an_id_is_free_again_after_its_last_completion():
     session = sessions_.open("", OPENED)
     sessions_.claim(session, RequestId("a"), 2)
     sessions_.report(report(1, output("a", finish=FinishReason.STOP)))
-    with pytest.raises(InvalidRequest, match="'a'"):
+    with pytest.raises(AlreadyRunning, match="'a'"):
         sessions_.claim(session, RequestId("a"), 1)
     assert sessions_.num_requests == 1
     sessions_.report(report(2, output("a", index=1, finish=FinishReason.STOP)))
@@ -115,7 +115,7 @@ async def test_a_closed_session_aborts_its_requests_and_keeps_their_ids_until_th
     sessions_.close(leaving)
     sessions_.close(leaving)
     assert aborted == [Abort(RequestId("a"))]
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(AlreadyRunning):
         sessions_.claim(staying, RequestId("a"), 1)
     sessions_.report(report(1, output("a", finish=FinishReason.CANCELLED), output("b")))
     sessions_.claim(staying, RequestId("a"), 1)

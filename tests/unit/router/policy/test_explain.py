@@ -77,4 +77,4 @@ def test_a_policy_that_finds_nobody_says_so():
     decision = cost.choose(ranks, query(), PARAMETERS)
     explainer.record(snapshot(view("a", draining=True)), query(), decision)
     [explanation] = explainer.explain("request")
-    assert all("all drain" in other.error and other.decode is None for other in explanation.alternatives)
+    assert all("1 that drain" in other.error and other.decode is None for other in explanation.alternatives)

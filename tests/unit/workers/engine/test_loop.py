@@ -215,7 +215,7 @@ def test_an_id_in_use_is_refused_and_can_be_used_again_after_its_end():
     rank.steps(1)
     rank.submit("a", max_tokens=2)
     rank.steps(3)
-    assert [r.field for r in rank.refused] == ["id"]
+    assert [(r.error, r.field) for r in rank.refused] == [("AlreadyRunning", None)]
     rank.submit("a", max_tokens=2)
     rank.steps(3)
     assert rank.finishes() == [("a", 0, FinishReason.LENGTH)] * 2

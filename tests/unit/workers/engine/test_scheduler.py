@@ -4,7 +4,7 @@ import pytest
 
 from baleen.blocks import BLOCK_TOKENS
 from baleen.config import EngineConfig
-from baleen.errors import CapacityError, InvalidRequest
+from baleen.errors import AlreadyRunning, CapacityError, InvalidRequest
 from tests.support.engine import FakeEngine, expected_output, make_request, make_requests, prompt_of
 from workers.engine.batch import Batch, FinishReason
 from workers.engine.request import Request
@@ -250,7 +250,7 @@ def test_a_full_queue_refuses_and_takes_all_completions_or_none() -> None:
 def test_a_live_id_is_refused_and_a_finished_one_may_come_again() -> None:
     engine = FakeEngine()
     engine.submit(make_request("a", [1]))
-    with pytest.raises(InvalidRequest, match=r"request a\[0\] is already running or queued"):
+    with pytest.raises(AlreadyRunning, match=r"request a\[0\] is already running or queued"):
         engine.submit(make_request("a", [1]))
     engine.run()
     engine.submit(make_request("a", [1]))

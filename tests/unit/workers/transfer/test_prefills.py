@@ -188,11 +188,11 @@ def test_a_prefill_is_refused_for_the_reasons_of_any_request(rank):
     rank.prefill("twice", PROMPT)
     rank.submit("twice", PROMPT)
     rank.steps(1)
-    assert [(refused.request_id, refused.field) for refused in rank.refused] == [
-        ("empty", "prompt"),
-        ("long", "max_tokens"),
-        ("twice", "id"),
-        ("twice", "id"),
+    assert [(refused.request_id, refused.error, refused.field) for refused in rank.refused] == [
+        ("empty", "InvalidRequest", "prompt"),
+        ("long", "InvalidRequest", "max_tokens"),
+        ("twice", "AlreadyRunning", None),
+        ("twice", "AlreadyRunning", None),
     ]
 
 
