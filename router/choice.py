@@ -78,6 +78,8 @@ class Chooser:
         """Seconds to the first token if `tokens_before` prompt tokens are served first. Raises as `place`."""
         snapshot = self._members.snapshot()
         decision = self._policy(snapshot, self._query(job, len(job.prompt), held, turn=0), self._parameters)
+        if not tokens_before:
+            return decision.first_token_s
         ranks = [rank for rank in snapshot.ranks if rank.role != "decode"] or list(snapshot.ranks)
         speed = sum(rank.prefill_tokens_per_s or self._parameters.default_prefill_tokens_per_s for rank in ranks)
         return decision.first_token_s + tokens_before / speed
@@ -107,7 +109,7 @@ class Chooser:
         placement = Placement(
             decision,
             f"{job.request_id} {next(self._keys)}",
-            sum(rank.role == "prefill" and not rank.draining for rank in snapshot.ranks) - 1,
+            snapshot.num_prefill_ranks - 1,
         )
         self._count(snapshot, query, placement)
         return placement
@@ -121,14 +123,19 @@ class Chooser:
 
     def _count(self, snapshot: Snapshot, query: Query, placement: Placement) -> None:
         decision = placement.decision
-        for rank in snapshot.ranks:
-            if rank.incarnation == decision.prefill:
-                tokens = (query.shareable - query.held(rank)) * BLOCK_TOKENS
-                self._members.sent(rank.incarnation, placement.key, tokens=tokens, blocks=query.prefill_blocks(rank))
-            elif rank.incarnation == decision.decode:
-                alone = decision.prefill is None
-                tokens = query.uncached(rank) if alone else query.num_prompt_tokens - query.shareable * BLOCK_TOKENS
-                self._members.sent(rank.incarnation, placement.key, tokens=tokens, blocks=query.decode_blocks(rank))
+        decode = snapshot.rank(decision.decode)
+        assert decode is not None
+        tokens = query.uncached(decode)
+        prefill = None if decision.prefill is None else snapshot.rank(decision.prefill)
+        if prefill is not None:
+            tokens = query.num_prompt_tokens - query.shareable * BLOCK_TOKENS
+            self._members.sent(
+                prefill.incarnation,
+                placement.key,
+                tokens=(query.shareable - query.held(prefill)) * BLOCK_TOKENS,
+                blocks=query.prefill_blocks(prefill),
+            )
+        self._members.sent(decode.incarnation, placement.key, tokens=tokens, blocks=query.decode_blocks(decode))
 
     def _query(self, job: Job, num_tokens: int, held: Mapping[Incarnation, int], *, turn: int) -> Query:
         return Query(

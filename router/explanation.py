@@ -55,13 +55,10 @@ def _half(one: Explanation, members: Members, *, prefill: bool) -> inference_pb2
     decision = one.decision
     chosen = decision.prefill if prefill else decision.decode
     candidates = sorted(
-        (candidate for candidate in decision.candidates if (candidate.half == "prefill") == prefill),
+        (candidate for candidate in one.candidates if (candidate.half == "prefill") == prefill),
         key=lambda candidate: candidate.terms.total_s,
     )
-    alternatives = {
-        other.policy: (other.prefill if prefill else other.decode) or other.error or "none"
-        for other in one.alternatives
-    }
+    alternatives = {other.policy: (other.prefill if prefill else other.decode) or "none" for other in one.alternatives}
     role: Role = next((candidate.half for candidate in candidates if candidate.incarnation == chosen), "decode")
     return inference_pb2.Decision(
         role=role_to_proto(role),

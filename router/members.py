@@ -49,6 +49,7 @@ class Members:
     def __init__(self) -> None:
         self._members: dict[Incarnation, _Member] = {}
         self._snapshot: Snapshot | None = None
+        self._touched: set[Incarnation] = set()
 
     def info(self, incarnation: Incarnation) -> RankInfo | None:
         """What a rank said of itself; None if it is not known, or no more."""
@@ -93,6 +94,8 @@ class Members:
         member = self._members.get(incarnation)
         if member is None:
             return
+        if member.load is None:
+            self._snapshot = None
         member.load = load
         for request_id, sent in list(member.sent.items()):
             sent.reports += 1
@@ -117,7 +120,14 @@ class Members:
         """All ranks with a session and a report. The same object until something changes."""
         if self._snapshot is None:
             views = [_view(member) for member in self._members.values() if member.reachable]
-            self._snapshot = Snapshot(tuple(view for view in views if view is not None))
+            self._snapshot = Snapshot(tuple([view for view in views if view is not None]))
+        elif self._touched:
+            positions = self._snapshot.columns.positions
+            views_of = {positions[name]: _view(self._members[name]) for name in self._touched if name in positions}
+            self._snapshot = self._snapshot.replaced(
+                {position: view for position, view in views_of.items() if view is not None}
+            )
+        self._touched.clear()
         return self._snapshot
 
     def _set_reachable(self, incarnation: Incarnation, reachable: bool) -> None:
@@ -127,11 +137,12 @@ class Members:
             if not reachable:
                 member.sent.clear()
                 member.load = None
+            self._snapshot = None
             self._touch(member)
 
     def _touch(self, member: _Member) -> None:
         member.view = None
-        self._snapshot = None
+        self._touched.add(member.info.incarnation)
 
 
 def _view(member: _Member) -> RankView | None:

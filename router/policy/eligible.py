@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import blake2b
 from statistics import median
+
+import numpy as np
 
 from baleen.blocks import BLOCK_TOKENS, blocks_for
 from baleen.errors import CapacityError, NotReady
-from router.policy.snapshot import Parameters, Query, RankView, Snapshot
+from router.policy.columns import Columns, Figures, Flags, Positions
+from router.policy.snapshot import Query, Snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Eligible:
-    """Ranks for each half: where some have room, those alone. `prefill` is empty if there is no such pool."""
+    """Positions of ranks for each half: where some have room, those alone. No `prefill`: there is no such pool.
 
-    prefill: tuple[RankView, ...]
-    decode: tuple[RankView, ...]
+    Over all ranks of the snapshot: held, the blocks of the prompt that each need not compute; prefill_room and
+    decode_room, whether each has blocks for its half now, and a place among the running.
+    """
+
+    prefill: Positions
+    decode: Positions
+    held: Figures
+    prefill_room: Flags
+    decode_room: Flags
+
+    def must_compute_alone(self, columns: Columns, query: Query) -> Flags:
+        """Which decode ranks have nobody who computes the prompt for them, or nothing that could be handed over."""
+        if not self.prefill.size:
+            return np.ones_like(columns.is_mixed)
+        holds_all: Flags = self.held == query.shareable
+        return columns.is_mixed | holds_all
+
+    def may_compute_alone(self, columns: Columns, query: Query, short_tail_tokens: int) -> Flags:
+        """Which decode ranks may compute what they lack of the prompt: they must, or it is but a short tail."""
+        uncached = query.num_prompt_tokens - self.held * BLOCK_TOKENS
+        return self.must_compute_alone(columns, query) | (uncached <= short_tail_tokens)
 
 
 def eligible(snapshot: Snapshot, query: Query) -> Eligible:
@@ -24,79 +45,58 @@ def eligible(snapshot: Snapshot, query: Query) -> Eligible:
 
     Raises NotReady if no rank can decode now, CapacityError if the prompt is too long for every one that can.
     """
-    decode = [rank for rank in snapshot.ranks if rank.role != "prefill" and not rank.draining]
-    if not decode:
-        draining = sum(rank.role != "prefill" for rank in snapshot.ranks)
+    columns = snapshot.columns
+    alive = ~columns.draining
+    decode = alive & ~columns.is_prefill
+    if not decode.any():
+        num_draining = int((~columns.is_prefill).sum())
         raise NotReady(
-            f"no rank is there to decode; there are {len(snapshot.ranks) - draining} that only prefill "
-            f"and {draining} that drain"
+            f"no rank is there to decode; there are {len(snapshot.ranks) - num_draining} that only prefill "
+            f"and {num_draining} that drain"
         )
     num_blocks = blocks_for(query.num_prompt_tokens + 1)
-    fitting = [rank for rank in decode if num_blocks <= rank.total_blocks]
-    if not fitting:
-        most = max(rank.total_blocks for rank in decode)
+    fitting = decode & (columns.total_blocks >= num_blocks)
+    if not fitting.any():
+        most = int(columns.total_blocks[decode].max())
         raise CapacityError(
             f"the prompt has {query.num_prompt_tokens} tokens, the largest rank holds {most * BLOCK_TOKENS}"
         )
-    prefill = [
-        rank
-        for rank in snapshot.ranks
-        if rank.role == "prefill" and not rank.draining and query.shareable <= rank.total_blocks
-    ]
+    prefill = alive & columns.is_prefill & (columns.total_blocks >= query.shareable)
+    held = _held(columns, query)
+    has_place = columns.num_requests < columns.max_running
+    prefill_room = has_place & (query.shareable - held <= columns.room)
+    decode_room = has_place & (num_blocks - held <= columns.room)
     return Eligible(
-        tuple([rank for rank in prefill if can_prefill(rank, query)] or prefill),
-        tuple([rank for rank in fitting if can_decode(rank, query)] or fitting),
+        _those_with_room(prefill, prefill_room), _those_with_room(fitting, decode_room), held, prefill_room, decode_room
     )
 
 
-def can_prefill(rank: RankView, query: Query) -> bool:
-    """Whether the rank has blocks for the prompt now, and need not wait for a place among the running."""
-    return query.prefill_blocks(rank) <= rank.room and rank.num_requests < rank.max_running
+def _those_with_room(ranks: Flags, has_room: Flags) -> Positions:
+    found = (ranks & has_room).nonzero()[0]
+    return found if found.size else ranks.nonzero()[0]
 
 
-def can_decode(rank: RankView, query: Query) -> bool:
-    """Whether the rank has blocks for the prompt and its first token, and a place among the running."""
-    return query.decode_blocks(rank) <= rank.room and rank.num_requests < rank.max_running
+def _held(columns: Columns, query: Query) -> Figures:
+    held = np.zeros(len(columns.pools))
+    most = query.shareable
+    for incarnation, num_blocks in query.cached_blocks.items():
+        position = columns.positions.get(incarnation)
+        if position is not None:
+            held[position] = max(0, min(num_blocks, most))
+    return held
 
 
-def must_compute_alone(rank: RankView, query: Query, ranks: Eligible) -> bool:
-    """Whether nobody computes the prompt for this decode rank, or nothing of it can be handed over."""
-    return rank.role == "mixed" or not ranks.prefill or query.held(rank) == query.shareable
-
-
-def may_compute_alone(rank: RankView, query: Query, ranks: Eligible, parameters: Parameters) -> bool:
-    """Whether a decode rank may compute what it lacks of the prompt: it must, or it is but a short tail."""
-    return must_compute_alone(rank, query, ranks) or query.uncached(rank) <= parameters.short_tail_tokens
-
-
-class Speeds:
+def speeds(columns: Columns, measured: Figures, default: float) -> Figures:
     """Speeds to count with: a rank's own, else the median of its pool, else the default. In tokens per second."""
-
-    def __init__(self, snapshot: Snapshot, parameters: Parameters) -> None:
-        self._prefill = _medians(snapshot, "prefill_tokens_per_s")
-        self._decode = _medians(snapshot, "decode_tokens_per_s")
-        self._parameters = parameters
-
-    def prefill(self, rank: RankView) -> float:
-        """Prompt tokens that the rank computes in a second."""
-        known = rank.prefill_tokens_per_s or self._prefill.get(rank.pool)
-        return known or self._parameters.default_prefill_tokens_per_s
-
-    def decode(self, rank: RankView) -> float:
-        """Output tokens that the rank makes in a second, over all its requests."""
-        known = rank.decode_tokens_per_s or self._decode.get(rank.pool)
-        return known or self._parameters.default_decode_tokens_per_s
-
-
-def _medians(snapshot: Snapshot, name: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for rank in snapshot.ranks:
-        speed: float = getattr(rank, name)
+    unmeasured = (measured <= 0).nonzero()[0]
+    if not unmeasured.size:
+        return measured
+    known: dict[str, list[float]] = {}
+    for pool, speed in zip(columns.pools, measured.tolist(), strict=True):
         if speed > 0:
-            found.setdefault(rank.pool, []).append(speed)
-    return {pool: median(speeds) for pool, speeds in found.items()}
-
-
-def chance(query: Query, rank: RankView) -> bytes:
-    """A rank's place in an order that the seed alone decides: the same in whatever company (rendezvous hashing)."""
-    return blake2b(f"{query.seed} {rank.incarnation}".encode(), digest_size=8).digest()
+            known.setdefault(pool, []).append(speed)
+    medians = {pool: median(found) for pool, found in known.items()}
+    filled = measured.copy()
+    for position in unmeasured.tolist():
+        filled[position] = medians.get(columns.pools[position], default)
+    return filled

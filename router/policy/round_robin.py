@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from router.policy.cost import decide, decode_candidate, explain_choice, prefill_candidate
-from router.policy.eligible import Speeds, eligible, may_compute_alone
-from router.policy.snapshot import Decision, Parameters, Query, RankView, Snapshot
+from router.policy.columns import Positions
+from router.policy.cost import decide, explain_choice
+from router.policy.rating import Rating
+from router.policy.snapshot import Decision, Parameters, Query, Snapshot
 
 
 def choose(snapshot: Snapshot, query: Query, parameters: Parameters) -> Decision:
@@ -12,19 +13,16 @@ def choose(snapshot: Snapshot, query: Query, parameters: Parameters) -> Decision
 
     Raises NotReady if no rank can decode now, CapacityError if the prompt fits none of them.
     """
-    ranks = eligible(snapshot, query)
-    speeds = Speeds(snapshot, parameters)
-    rank = _in_turn(ranks.decode, query.turn)
-    alone = may_compute_alone(rank, query, ranks, parameters)
-    chosen = decode_candidate(rank, query, ranks, speeds, parameters, alone=alone)
-    source = None
+    rating = Rating(snapshot, query, parameters)
+    winner = _in_turn(snapshot, rating.ranks.decode, query.turn)
+    alone = bool(rating.may_alone[winner])
+    chosen, source = rating.candidate(winner, "alone" if alone else "handed"), None
     if not alone:
-        source = prefill_candidate(_in_turn(ranks.prefill, query.turn), query, speeds, parameters)
-    candidates = (chosen,) if source is None else (source, chosen)
-    return decide(
-        "round_robin", query, source, chosen, candidates, f"turn {query.turn}: {explain_choice(query, source, chosen)}"
-    )
+        source = rating.candidate(_in_turn(snapshot, rating.ranks.prefill, query.turn), "prefill")
+    reason = f"turn {query.turn}: {explain_choice(query, source, chosen)}"
+    return decide("round_robin", query, source, chosen, reason)
 
 
-def _in_turn(ranks: tuple[RankView, ...], turn: int) -> RankView:
-    return sorted(ranks, key=lambda rank: rank.incarnation)[turn % len(ranks)]
+def _in_turn(snapshot: Snapshot, ranks: Positions, turn: int) -> int:
+    ordered: list[int] = sorted(ranks.tolist(), key=lambda position: snapshot.ranks[position].incarnation)
+    return ordered[turn % len(ordered)]

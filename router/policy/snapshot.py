@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from baleen.blocks import BLOCK_TOKENS, blocks_for, shareable_blocks
 from baleen.config import Role
 from baleen.ids import Incarnation
+from router.policy.columns import Columns, columns_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +56,36 @@ class RankView:
         return self.free_blocks - self.sent_blocks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """All ranks that can be reached, at one moment."""
 
     ranks: tuple[RankView, ...]
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The ranks as arrays."""
+        return columns_of(self.ranks)
+
+    def rank(self, incarnation: Incarnation) -> RankView | None:
+        """One rank; None if it is not there."""
+        position = self.columns.positions.get(incarnation)
+        return None if position is None else self.ranks[position]
+
+    @property
+    def num_prefill_ranks(self) -> int:
+        """Ranks of prefill pools that take requests."""
+        return int((self.columns.is_prefill & ~self.columns.draining).sum())
+
+    def replaced(self, changes: Mapping[int, RankView]) -> Snapshot:
+        """The same ranks, those at these positions with new figures. Costs little beside a snapshot made anew."""
+        ranks = list(self.ranks)
+        for position, rank in changes.items():
+            ranks[position] = rank
+        later = Snapshot(tuple(ranks))
+        if "columns" in self.__dict__:
+            later.__dict__["columns"] = self.columns.replaced(changes)
+        return later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +188,7 @@ class Candidate:
 class Decision:
     """Who serves a request. prefill is None where the decode rank computes all that it lacks.
 
-    has_room: both halves have it now. first_token_s: predicted time to the first token.
+    candidates: the chosen ones. has_room: both halves have it now. first_token_s: predicted time to the first token.
     """
 
     request_id: str

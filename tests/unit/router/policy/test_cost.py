@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.policy.cost import choose
+from router.policy.cost import candidates, choose
 from router.policy.snapshot import Parameters
 from tests.support.ranks import PARAMETERS, query, snapshot, view
 
@@ -13,8 +13,11 @@ def decide(ranks, question, parameters=PARAMETERS):
     return choose(ranks, question, parameters)
 
 
-def candidate(decision, name):
-    [found] = [candidate for candidate in decision.candidates if candidate.incarnation == name]
+def candidate(ranks, question, name, parameters=PARAMETERS):
+    """What the policy knows of one rank, chosen or not."""
+    [found] = [one for one in candidates(ranks, question, parameters) if one.incarnation == name]
+    for chosen in choose(ranks, question, parameters).candidates:
+        assert chosen.incarnation != name or chosen == found
     return found
 
 
@@ -27,9 +30,10 @@ def test_each_term_is_in_seconds():
         block_bytes=1_000_000, transfer_bytes_per_s=1e8, handoff_s=0.5, pressure_s=2.0, credit_half_life_s=0.5
     )
     # 1,000 tokens: 15 whole blocks of 64 and a tail of 40; 16 blocks with the first output token
-    decision = decide(ranks, query(1000, p=5, d=3), parameters)
+    question = query(1000, p=5, d=3)
+    decision = decide(ranks, question, parameters)
     assert (decision.prefill, decision.decode, decision.has_room) == ("p", "d", True)
-    p, d = candidate(decision, "p"), candidate(decision, "d")
+    p, d = candidate(ranks, question, "p", parameters), candidate(ranks, question, "d", parameters)
     assert p.terms.queue_s == pytest.approx(0.5)
     assert p.terms.compute_s == pytest.approx(0.960)
     assert p.terms.credit_s == pytest.approx(-0.320 / 2), "the queue is one half-life long"
@@ -45,9 +49,10 @@ def test_each_term_is_in_seconds():
 
 
 def test_a_mixed_rank_computes_alone():
-    decision = decide(snapshot(view("m", "mixed", queued_tokens=2000)), query(1000, m=5))
+    ranks, question = snapshot(view("m", "mixed", queued_tokens=2000)), query(1000, m=5)
+    decision = decide(ranks, question)
     assert (decision.prefill, decision.decode) == (None, "m")
-    terms = candidate(decision, "m").terms
+    terms = candidate(ranks, question, "m").terms
     assert terms.compute_s == pytest.approx(1.0)
     assert terms.credit_s == pytest.approx(-0.320 / 2)
     assert decision.first_token_s == pytest.approx(2.0 + 1.0 - 0.320)
@@ -123,7 +128,7 @@ def test_a_decode_rank_is_not_dearer_for_the_last_block_that_it_holds():
 def test_a_rank_is_full_without_blocks_or_without_a_place():
     def is_full(role, **changes):
         ranks = snapshot(view("r", role, **changes), *([view("d")] if role == "prefill" else []))
-        return not candidate(decide(ranks, query(1000, r=5)), "r").has_room
+        return not candidate(ranks, query(1000, r=5), "r").has_room
 
     # 16 blocks with the first output token, 15 to prefill, 5 of them there
     assert not is_full("decode", free_blocks=11)
@@ -151,11 +156,11 @@ def test_an_unmeasured_rank_counts_with_the_median_of_its_pool_or_the_default():
         view("b", "mixed", prefill_tokens_per_s=300.0, decode_tokens_per_s=30.0),
         view("alone", "decode", pool="other", prefill_tokens_per_s=0.0, decode_tokens_per_s=0.0),
     )
-    decision = decide(ranks, query(1000))
-    assert candidate(decision, "new").terms.compute_s == pytest.approx(1000 / 200)
-    assert candidate(decision, "new").terms.decode_s == pytest.approx(32 / 20)
-    assert candidate(decision, "alone").terms.compute_s == pytest.approx(1.0)
-    assert candidate(decision, "alone").terms.decode_s == pytest.approx(0.32)
+    question = query(1000)
+    assert candidate(ranks, question, "new").terms.compute_s == pytest.approx(1000 / 200)
+    assert candidate(ranks, question, "new").terms.decode_s == pytest.approx(32 / 20)
+    assert candidate(ranks, question, "alone").terms.compute_s == pytest.approx(1.0)
+    assert candidate(ranks, question, "alone").terms.decode_s == pytest.approx(0.32)
 
 
 def test_the_reason_names_ranks_and_blocks():

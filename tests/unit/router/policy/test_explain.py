@@ -6,7 +6,7 @@ import pytest
 
 from baleen.errors import UnknownName
 from router.policy import cost
-from router.policy.explain import SHOWN_CANDIDATES, Explainer
+from router.policy.explain import Explainer
 from tests.support.ranks import PARAMETERS, query, snapshot, view
 
 
@@ -58,23 +58,34 @@ def test_only_the_last_are_kept():
     assert len(explainer.explain("r3")) == 1
 
 
-def test_of_many_candidates_the_chosen_and_the_cheapest_are_kept():
+def test_all_candidates_are_shown_the_chosen_ones_first():
     explainer = Explainer(PARAMETERS)
     ranks = snapshot(
         view("p", "prefill", queued_tokens=100_000), *(view(f"d{n}", num_running=n % 16) for n in range(100))
     )
     decision = decide(explainer, ranks, query())
+    assert len(decision.candidates) == 2
     [explanation] = explainer.explain("request")
-    assert explanation.num_candidates == 101
-    kept = [candidate.incarnation for candidate in explanation.decision.candidates]
-    assert len(kept) == SHOWN_CANDIDATES
-    assert set(kept[:2]) == {decision.prefill, decision.decode}
+    shown = [candidate.incarnation for candidate in explanation.candidates]
+    assert shown[:2] == [decision.prefill, decision.decode]
+    assert sorted(shown) == sorted(rank.incarnation for rank in ranks.ranks)
+    by_name = {candidate.incarnation: candidate for candidate in cost.candidates(ranks, query(), PARAMETERS)}
+    assert all(candidate == by_name[candidate.incarnation] for candidate in explanation.candidates)
 
 
-def test_a_policy_that_finds_nobody_says_so():
-    explainer = Explainer(PARAMETERS)
-    ranks = snapshot(view("a"))
-    decision = cost.choose(ranks, query(), PARAMETERS)
-    explainer.record(snapshot(view("a", draining=True)), query(), decision)
-    [explanation] = explainer.explain("request")
-    assert all("1 that drain" in other.error and other.decode is None for other in explanation.alternatives)
+def test_snapshots_are_kept_of_the_latest_decisions_only_and_counted_by_their_ranks():
+    explainer = Explainer(PARAMETERS, capacity=6, most_views=10)
+    ranks = snapshot(*(view(f"d{number}") for number in range(4)))
+    for number in range(9):
+        decide(explainer, ranks, replace(query(), request_id=f"r{number}"))
+        assert explainer.num_views <= 10
+    for number in range(3, 9):
+        [explanation] = explainer.explain(f"r{number}")
+        assert explanation.candidates[0].incarnation == explanation.decision.decode
+        has_snapshot = number >= 7
+        assert len(explanation.candidates) == (4 if has_snapshot else 1)
+        assert bool(explanation.alternatives) == has_snapshot
+    # a small snapshot that is forgotten with its decision gives its room back
+    for number in range(20):
+        decide(explainer, snapshot(view("a")), replace(query(), request_id=f"s{number}"))
+    assert explainer.num_views == len(explainer) == 6

@@ -8,47 +8,12 @@ from hypothesis import strategies as st
 
 from baleen.blocks import blocks_for
 from baleen.errors import BaleenError, CapacityError, NotReady
-from router.policy.eligible import can_decode, can_prefill
+from router.policy.cost import candidates
 from router.policy.registry import POLICIES
-from router.policy.snapshot import Query, Snapshot
+from router.policy.snapshot import Snapshot
+from tests.support.policy_cases import cases
+from tests.support.policy_reference import can_decode, can_prefill
 from tests.support.ranks import PARAMETERS, query, snapshot, view
-
-ROLES = st.sampled_from(["prefill", "decode", "mixed"])
-
-
-@st.composite
-def ranks(draw):
-    total = draw(st.integers(10, 200))
-    return {
-        "role": draw(ROLES),
-        "total_blocks": total,
-        "free_blocks": draw(st.integers(0, total)),
-        "max_running": draw(st.integers(1, 8)),
-        "num_running": draw(st.integers(0, 8)),
-        "num_waiting": draw(st.integers(0, 3)),
-        "queued_tokens": draw(st.integers(0, 50_000)),
-        "sent_tokens": draw(st.integers(0, 5_000)),
-        "sent_requests": draw(st.integers(0, 2)),
-        "sent_blocks": draw(st.integers(0, 20)),
-        "prefill_tokens_per_s": draw(st.sampled_from([0.0, 50.0, 1000.0, 90_000.0])),
-        "decode_tokens_per_s": draw(st.sampled_from([0.0, 5.0, 100.0, 4000.0])),
-        "draining": draw(st.integers(0, 4)) == 0,
-    }
-
-
-@st.composite
-def cases(draw):
-    drawn = draw(st.lists(ranks(), min_size=1, max_size=8))
-    views = [view(f"r{number}", **fields) for number, fields in enumerate(drawn)]
-    cached = {rank.incarnation: draw(st.integers(0, 60)) for rank in views if draw(st.booleans())}
-    return Snapshot(tuple(views)), Query(
-        request_id="request",
-        num_prompt_tokens=draw(st.integers(1, 5_000)),
-        max_tokens=16,
-        cached_blocks=cached,
-        seed=draw(st.integers(0, 2**32)),
-        turn=draw(st.integers(0, 100)),
-    )
 
 
 def decide(name, ranks, question):
@@ -137,10 +102,11 @@ def test_cost_falls_with_cached_blocks_and_rises_with_the_queue(case, data):
 
 def total_of(rank, ranks, question):
     """The rank's own part of the cost; None where it is no candidate, or the way to serve it differs."""
-    decision = decide("cost", ranks, replace(question, seed=0))
-    if isinstance(decision, tuple):
+    try:
+        found = candidates(ranks, question, PARAMETERS)
+    except BaleenError:
         return None
-    for candidate in decision.candidates:
+    for candidate in found:
         if candidate.incarnation == rank.incarnation and (candidate.alone or candidate.half == "prefill"):
             return candidate.terms.total_s
     return None
@@ -151,7 +117,7 @@ def test_terms_are_finite_and_the_predicted_time_is_positive(case):
     decision = decide("cost", *case)
     assume(not isinstance(decision, tuple))
     assert 0 < decision.first_token_s < float("inf")
-    for candidate in decision.candidates:
+    for candidate in candidates(*case, PARAMETERS):
         assert 0 <= candidate.terms.total_s < float("inf")
         assert candidate.terms.credit_s <= 0
 
