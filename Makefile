@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check bench format proto
+.PHONY: help setup debian serve test check bench format proto
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,10 +18,15 @@ $(INSTALLED): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+debian: ## as root with apt: install Debian's redis-server, if it is missing; without it some tests are skipped
+	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	  { apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install -y redis-server; } || \
+	  echo 'redis-server could not be installed: the tests that need it are skipped'
+
 serve: setup ## start a cluster on this machine: gRPC on 127.0.0.1:9000 until Ctrl-C; UP='--config FILE' for another
 	$(BIN)/baleen up $(UP)
 
-test: setup ## run every test that needs no GPU
+test: setup debian ## run every test that needs no GPU
 	$(BIN)/pytest -m "not gpu"
 
 check: setup ## format, lint, types and fast tests

@@ -11,6 +11,7 @@ from typing import Literal
 
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 
 Strategy = Literal["pack", "strict_pack", "spread", "strict_spread"]
 Auth = Literal["token", "disabled"]
@@ -88,20 +89,6 @@ class RouterConfig:
             self.slo_first_token_s >= 0, f"router.slo_first_token_s is {self.slo_first_token_s:g}, must be at least 0"
         )
         _require(self.max_queued >= 1, f"router.max_queued is {self.max_queued}, must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RedisConfig:
-    """Where ranks and routers find each other and each other's prefixes. url empty: a server of the cluster's own."""
-
-    url: str = ""
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError on a URL of another kind."""
-        _require(
-            not self.url or self.url.startswith(("redis://", "rediss://", "unix://")),
-            f"redis.url is {self.url!r}, must start with redis://, rediss:// or unix://",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,10 +39,15 @@ def load_cluster_config(path: Path) -> ClusterConfig:
         config = cluster_from_dict({} if raw is None else raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if config.model is None:
-        return config
-    # a relative path means the same from wherever the command is run
-    return replace(config, model=replace(config.model, path=str(path.absolute().parent / config.model.path)))
+    return _at(path.absolute().parent, config)
+
+
+def _at(folder: Path, config: ClusterConfig) -> ClusterConfig:
+    """A relative path means the same from wherever the command is run."""
+    model = config.model and replace(config.model, path=str(folder / config.model.path))
+    files = {name: getattr(config.redis, name) for name in ("password_file", "ca_file", "cert_file", "key_file")}
+    found = {name: str(folder / value) for name, value in files.items() if value}
+    return replace(config, model=model, redis=replace(config.redis, **found))
 
 
 def cluster_from_dict(raw: object) -> ClusterConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 
 ComputeDtype = Literal["float32", "bfloat16"]
 CacheDtype = Literal["float32", "bfloat16", "float8"]
@@ -150,7 +151,7 @@ class ServeConfig:
 
     listen: `host:port` of its gRPC server; port 0 takes a free one, empty serves no gRPC. A rank that listens takes
     requests there only, not from its stdin. role: what routers use it for. pool, group: names that decisions, logs
-    and metrics show. redis_url: where its blocks and its lease are announced, empty announces nothing. cluster: name
+    and metrics show. redis: where its blocks and its lease are announced, without a URL nowhere. cluster: name
     under which; clusters that share a server do not see each other.
 
     advertise: the `host:port` that routers are told, where that is another than the rank's own, as behind NAT or a
@@ -165,7 +166,7 @@ class ServeConfig:
     role: Role = "mixed"
     pool: str = ""
     group: str = ""
-    redis_url: str = ""
+    redis: RedisConfig = field(default_factory=RedisConfig)
     cluster: str = "default"
 
     def __post_init__(self) -> None:
@@ -184,12 +185,8 @@ class ServeConfig:
         roles = get_args(Role)
         _require(self.role in roles, f"serve.role is {self.role!r}, must be one of {', '.join(roles)}")
         _require(
-            not self.redis_url or self.redis_url.startswith(("redis://", "rediss://", "unix://")),
-            f"serve.redis_url is {self.redis_url!r}, must start with redis://, rediss:// or unix://",
-        )
-        _require(
-            bool(self.listen) or not self.redis_url,
-            "serve.redis_url is set and serve.listen is empty: nobody could reach a rank that is announced so",
+            bool(self.listen) or not self.redis.url,
+            "serve.redis.url is set and serve.listen is empty: nobody could reach a rank that is announced so",
         )
 
 

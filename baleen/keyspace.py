@@ -42,7 +42,7 @@ COMMANDS = (
     *("eval", "evalsha", "time", "get", "set", "del", "pexpire", "exists", "sadd", "srem", "spop", "scard"),
     *("zadd", "zrem", "zscore", "zrangebyscore", "hset", "hget", "hdel", "hmget", "hexists"),
 )
-"""All that a Redis user (ACL) must be allowed, on the keys `baleen:*`; a password also needs `auth`."""
+"""All that a Redis user (ACL) must be allowed, on the keys of `key_pattern`; a db other than 0 also needs `select`."""
 
 
 class MalformedReply(BaleenError):
@@ -254,6 +254,11 @@ return redis.call('HMGET', ranks, unpack(tags))
 def key_prefix(cluster: str) -> bytes:
     """KEYS[1] of every script. The braces keep all keys of a cluster in one slot of a Redis cluster."""
     return b"baleen:{%s}:" % cluster.encode()
+
+
+def key_pattern(cluster: str) -> str:
+    """Every key of a cluster, as an ACL names them."""
+    return f"{key_prefix(cluster).decode()}*"
 
 
 def pack_hashes(hashes: Iterable[BlockHash]) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
+from baleen.redis_config import RedisConfig
 from baleen.text.tokenizer import TOKENIZER_FILE
 from cluster.group import GroupPlan, GroupReplica
 from cluster.placement import bundles
@@ -20,10 +21,10 @@ def service_name(config: ClusterConfig, part: str) -> str:
     return f"{config.name}-{part}"
 
 
-def services(config: ClusterConfig, model: ModelConfig, *, redis_url: str, log_directory: str) -> list[Service]:
+def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, log_directory: str) -> list[Service]:
     """Everything that Serve runs. log_directory: where processes on this machine keep their logs; empty: they do not.
 
-    redis_url: of the server that all of them share.
+    redis: the server that all of them share.
     """
     # on one machine nothing needs to be reached from outside
     local_host = "" if config.ray.address else "127.0.0.1"
@@ -34,7 +35,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis_url: str, log_d
             pool=pool,
             model=model,
             timeouts=config.group,
-            redis_url=redis_url,
+            redis=redis,
             local_host=local_host,
             log_directory=log_directory,
         )
@@ -52,7 +53,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis_url: str, log_d
     router = Service(
         name=service_name(config, "router"),
         kind=RouterReplica,
-        arguments=(router_config(config, model, redis_url=redis_url), log_directory),
+        arguments=(router_config(config, model, redis=redis), log_directory),
         replicas=config.router.replicas,
         cpus=config.router.cpus,
         leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
@@ -60,13 +61,13 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis_url: str, log_d
     return [*pools, router]
 
 
-def router_config(config: ClusterConfig, model: ModelConfig, *, redis_url: str) -> RouterProcessConfig:
+def router_config(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig) -> RouterProcessConfig:
     """The configuration of the first router. A checkpoint without a tokenizer is served for token ids only."""
     has_tokenizer = (Path(model.path) / TOKENIZER_FILE).exists()
     return RouterProcessConfig(
         listen=f"{config.router.host}:{config.router.port}",
         cluster=config.name,
-        redis_url=redis_url,
+        redis=redis,
         model=model.path if has_tokenizer else "",
         model_name=config.model_name or Path(model.path).name,
         policy=config.router.policy,

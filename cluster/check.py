@@ -49,7 +49,7 @@ class CheckReport:
         lines = [
             f"cluster {config.name}: {len(config.pools)} pools, {num_groups} groups, {num_ranks} ranks",
             f"model: {spec.num_layers} layers, {spec.num_experts} experts, {spec.max_positions:,} positions",
-            f"redis: {(config.redis.url and _without_password(config.redis.url)) or 'embedded'}",
+            f"redis: {config.redis.shown or 'embedded'}",
             f"ray: {config.ray.address or 'started here'}, authentication {config.ray.auth}",
             f"router: {config.router.replicas} x {config.router.host}:{config.router.port}, policy "
             f"{config.router.policy}",
@@ -171,8 +171,3 @@ def _node_rules(placed: Plan, memory: dict[str, RankMemory | None]) -> list[str]
 
 def _gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
 from baleen.errors import BaleenError, CheckpointError, ConfigError
+from baleen.redis_config import RedisConfig
 from cluster.embedded import EmbeddedRedis
 from cluster.marked import end_marked, mark_children
 from cluster.placement import plan, pools_and_router
 from cluster.rank_child import import_path
 from cluster.ray_environment import prepare_environment
+from cluster.redis_check import check_redis
 from cluster.run_state import RunState, StateFile, cache_directory
 
 if TYPE_CHECKING:
@@ -86,15 +88,17 @@ class Foreground:
             name=config.name,
             pid=os.getpid(),
             address=f"{config.router.host}:{config.router.port}",
-            redis_url=config.redis.url,
+            redis=config.redis,
             directory=str(directory),
         )
         state_file.write(state)
         model = config.model or ModelConfig(path=str(default_checkpoint()))
+        if config.redis.url:
+            check_redis(config.redis, config.name)
         preparation = self._prepare(model)
         if not config.redis.url:
-            redis = self._undo.enter_context(EmbeddedRedis(directory=directory))
-            state = replace(state, redis_url=redis.url)
+            server = self._undo.enter_context(EmbeddedRedis(directory=directory))
+            state = replace(state, redis=RedisConfig(url=server.url))
             state_file.write(state)
         # Ray prints from threads of its own, and would mix with what is said here
         output = self._undo.enter_context((logs / "ray.log").open("a", buffering=1))
@@ -102,7 +106,7 @@ class Foreground:
         self._start_ray(directory)
         if preparation is not None:
             _wait_for(preparation)
-        services = self._deploy(model, state.redis_url, logs)
+        services = self._deploy(model, state.redis, logs)
         self._say(f"up after {time.monotonic() - begin:.1f} s")
         return services, state
 
@@ -141,7 +145,7 @@ class Foreground:
         # Ray has put a handler of its own in their place
         _take_signals()
 
-    def _deploy(self, model: ModelConfig, redis_url: str, logs: Path) -> list[Service]:
+    def _deploy(self, model: ModelConfig, redis: RedisConfig, logs: Path) -> list[Service]:
         from cluster import app, ray_adapter
 
         config = self._config
@@ -152,7 +156,7 @@ class Foreground:
             )
         # only a Ray of our own shares this machine's files
         log_directory = "" if config.ray.address else str(logs)
-        services = app.services(config, model, redis_url=redis_url, log_directory=log_directory)
+        services = app.services(config, model, redis=redis, log_directory=log_directory)
         if not config.ray.address:
             self._undo.callback(ray_adapter.stop_serve)
         self._undo.callback(self._undeploy, services)

@@ -16,6 +16,7 @@ from baleen.cluster_config import GroupConfig, PoolConfig
 from baleen.config import ModelConfig, ParallelConfig, RankConfig, ServeConfig
 from baleen.errors import BaleenError, EpochEnded
 from baleen.ids import Epoch, new_epoch
+from baleen.redis_config import RedisConfig
 from baleen.telemetry import Log, write_stderr
 from cluster.local_group import end_of_group
 from cluster.rank_launcher import KILL_AFTER_S, RankEnd
@@ -73,7 +74,7 @@ class GroupPlan:
     pool: PoolConfig
     model: ModelConfig
     timeouts: GroupConfig
-    redis_url: str
+    redis: RedisConfig
     local_host: str = ""
     log_directory: str = ""
 
@@ -170,7 +171,7 @@ class RankGroup:
                     role=plan.pool.role,
                     pool=plan.pool.name,
                     group=self.name,
-                    redis_url=plan.redis_url,
+                    redis=plan.redis,
                     cluster=plan.cluster,
                 ),
             )

@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 
+from baleen.config_file import from_dict
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,7 @@ class RunState:
     pid: int
     phase: str = "starting"
     address: str = ""
-    redis_url: str = ""
+    redis: RedisConfig = field(default_factory=RedisConfig)
     directory: str = ""
 
 
@@ -47,7 +49,7 @@ class StateFile:
         directory = run_directory()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / f"{name}.json"
-        # the file holds the password of Redis
+        # a URL may hold the password of Redis
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,4 +123,5 @@ def _parse(raw: object) -> RunState:
     if not isinstance(raw, Mapping):
         raise ValueError("not an object")
     known = {field.name for field in fields(RunState)}
-    return RunState(**{name: value for name, value in raw.items() if name in known})
+    values = {name: value for name, value in raw.items() if name in known}
+    return RunState(**values | {"redis": from_dict(RedisConfig, values.get("redis", {}), key="redis")})

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from baleen.clock import SystemClock
 from baleen.errors import BaleenError
 from baleen.ids import Incarnation
+from baleen.redis_config import RedisConfig
 from baleen.reports import Load, RankInfo
 from baleen.v1 import worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
@@ -54,9 +55,9 @@ class ClusterStatus:
         return asdict(self)
 
 
-async def members(cluster: str, redis_url: str) -> Mapping[Incarnation, RankInfo]:
+async def members(cluster: str, redis: RedisConfig) -> Mapping[Incarnation, RankInfo]:
     """The ranks whose lease is alive. Raises BaleenError if Redis gives no answer."""
-    index = PrefixIndex(open_client(redis_url, most_connections=1), cluster, Breaker(SystemClock()))
+    index = PrefixIndex(open_client(redis, most_connections=1), cluster, Breaker(SystemClock()))
     try:
         found = await index.members()
         if found is None:
@@ -66,13 +67,13 @@ async def members(cluster: str, redis_url: str) -> Mapping[Incarnation, RankInfo
         await index.close()
 
 
-async def cluster_status(name: str, address: str, redis_url: str) -> ClusterStatus:
+async def cluster_status(name: str, address: str, redis: RedisConfig) -> ClusterStatus:
     """Ask everybody, all at once."""
     router = asyncio.create_task(_router_health(address))
     redis_error = None
     infos: Sequence[RankInfo] = ()
     try:
-        found = await members(name, redis_url)
+        found = await members(name, redis)
         infos = sorted(found.values(), key=lambda info: (info.pool, info.group, info.rank, info.incarnation))
     except BaleenError as error:
         redis_error = str(error)
@@ -80,12 +81,12 @@ async def cluster_status(name: str, address: str, redis_url: str) -> ClusterStat
     return ClusterStatus(name=name, address=address, router=await router, redis_error=redis_error, ranks=tuple(ranks))
 
 
-async def drain_group(cluster: str, redis_url: str, group: str, reason: str, timeout_s: float | None) -> int:
+async def drain_group(cluster: str, redis: RedisConfig, group: str, reason: str, timeout_s: float | None) -> int:
     """Tell all ranks of a group to finish and leave; returns their number.
 
     Raises BaleenError if no rank of that group has a lease, or one does not answer.
     """
-    found = await members(cluster, redis_url)
+    found = await members(cluster, redis)
     ranks = [info for info in found.values() if info.group == group]
     if not ranks:
         present = ", ".join(sorted({info.group for info in found.values()})) or "none"

@@ -11,6 +11,7 @@ from baleen.cluster_config import PolicyName
 from baleen.config import Level
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 from router.policy.snapshot import Parameters
 from router.proxy import ProxyLimits
 from router.session import SessionTimes
@@ -25,7 +26,7 @@ def _require(condition: bool, message: str) -> None:
 class RouterProcessConfig:
     """Everything that one router process needs to know.
 
-    listen: `host:port`, port 0 takes a free one. cluster and redis_url: where ranks announce themselves; or ranks:
+    listen: `host:port`, port 0 takes a free one. cluster and redis: where ranks announce themselves; or ranks:
     their addresses, `host:port` with commas between, without Redis and so without prefix index. model: checkpoint
     directory, for its tokenizer; empty serves token ids only. model_name: as clients know it. slo_first_token_s: a
     request that cannot have its first token in this time is refused at once; 0 never. max_deadline_s: of requests
@@ -36,7 +37,7 @@ class RouterProcessConfig:
 
     listen: str = "127.0.0.1:9000"
     cluster: str = "default"
-    redis_url: str = ""
+    redis: RedisConfig = field(default_factory=RedisConfig)
     ranks: str = ""
     model: str = ""
     model_name: str = "baleen"
@@ -61,12 +62,8 @@ class RouterProcessConfig:
             f"listen is {self.listen!r}, must be host:port with a port from 0 to 65535",
         )
         _require(
-            bool(self.redis_url) != bool(self.ranks),
-            f"redis_url is {self.redis_url!r} and ranks is {self.ranks!r}, exactly one must be given",
-        )
-        _require(
-            not self.redis_url or self.redis_url.startswith(("redis://", "rediss://", "unix://")),
-            f"redis_url is {self.redis_url!r}, must start with redis://, rediss:// or unix://",
+            bool(self.redis.url) != bool(self.ranks),
+            f"redis.url is {self.redis.shown!r} and ranks is {self.ranks!r}, exactly one must be given",
         )
         _require(bool(self.model_name), "model_name is empty, must be a name")
         policies = get_args(PolicyName)

@@ -12,12 +12,12 @@ from typing import Any
 
 import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
-from baleen import keyspace
+from baleen import keyspace, redis_client
 from baleen.blocks import BlockHash
 from baleen.ids import Incarnation
 from baleen.keyspace import MalformedReply, Script
+from baleen.redis_config import RedisConfig
 from baleen.reports import RankInfo
 from router.breaker import Breaker
 
@@ -27,23 +27,14 @@ LOOKUP_BUDGET_S = 0.03
 MEMBERS_BUDGET_S = 0.5
 
 
-def open_client(url: str, *, most_connections: int = MOST_CONNECTIONS) -> redis.asyncio.Redis:
-    """A client that never tries again by itself; how long a call may take is for the caller to say.
-
-    retry=None is said aloud: with the default policy of `redis.Redis()` a call waits for many times its own timeout.
-    """
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=most_connections,
-        timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=MEMBERS_BUDGET_S,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        retry=None,
-        protocol=2,
-        driver_info=None,
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+def open_client(config: RedisConfig | str, *, most_connections: int = MOST_CONNECTIONS) -> redis.asyncio.Redis:
+    """A client for a router, of a configuration or of a URL alone; how long a call may take, its caller says."""
+    return redis_client.open_async_client(
+        config,
+        socket_timeout_s=MEMBERS_BUDGET_S,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        most_connections=most_connections,
     )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 @dataclass(slots=True, eq=False)

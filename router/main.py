@@ -59,8 +59,8 @@ class Router:
             self._members, clock, self._log, config.session, on_change=admission.capacity_changed
         )
         self._index: PrefixIndex | None = None
-        if config.redis_url:
-            self._index = PrefixIndex(open_client(config.redis_url), config.cluster, Breaker(clock))
+        if config.redis.url:
+            self._index = PrefixIndex(open_client(config.redis), config.cluster, Breaker(clock))
         lookup: Lookup = self._index or NoIndex()
         explainer, records = Explainer(config.parameters), Records()
         tokenizer = load_tokenizer(Path(config.model)) if config.model else None

@@ -154,12 +154,12 @@ class RankProcess:
     def _open_announcer(self, engine: Engine, info: RankInfo) -> tuple[Announcer | None, EventFeed | None]:
         """What tells Redis about this rank and its blocks, if it is to be told."""
         serve = self._config.serve
-        if not serve.redis_url:
+        if not serve.redis.url:
             return None, None
         from workers.cache.announce import Announcer, EventFeed, open_client
 
         feed = EventFeed(engine.scheduler.blocks)
-        client = open_client(serve.redis_url)
+        client = open_client(serve.redis)
         return Announcer(client, serve.cluster, info, feed, clock=self._clock, log=self._log), feed
 
     def _info(self, engine: Engine) -> RankInfo:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the status. Raises ConfigError where no such cluster runs."""
     while True:
         state = find_running(args.name)
-        status = asyncio.run(cluster_status(state.name, state.address, state.redis_url))
+        status = asyncio.run(cluster_status(state.name, state.address, state.redis))
         if args.watch is not None and not args.json and sys.stdout.isatty():
             sys.stdout.write(f"{_CLEAR}{now_text()}\n")
         sys.stdout.write(json.dumps(status.as_dict()) + "\n" if args.json else status_text(status))

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ from router.breaker import Breaker, BreakerState
 from router.index import PrefixIndex, open_client
 from router.members import Members, watch
 from tests.support.clock import ManualClock
-from tests.support.redis_server import chain, rank_info, server_programs, wait_for
+from tests.support.redis_server import SERVERS, chain, rank_info, stop_process
 from tests.support.shelf import Shelf
 from workers.cache import announce
 from workers.cache.announce import Announcer, AnnounceTimes, EventFeed
@@ -26,7 +25,7 @@ PREFIX = keyspace.key_prefix("test")
 TIMES = AnnounceTimes(lease_s=1.0, renew_s=0.1)
 
 
-@pytest.fixture(params=server_programs(), ids=lambda program: program.name)
+@pytest.fixture(params=SERVERS)
 def server(request):
     with EmbeddedRedis(program=request.param) as server:
         yield server
@@ -83,12 +82,6 @@ async def until(server, hashes, expected, *, timeout_s=30.0):
             assert index.counts.failures == 0, index.counts.last_failure
             await asyncio.sleep(0.01)
         return found
-
-
-def stop(server):
-    """Stop the server and return once it has."""
-    os.kill(server.pid, signal.SIGSTOP)
-    wait_for(lambda: Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
 
 
 def test_what_ranks_hold_is_found_and_what_they_drop_is_not(server, ranks):
@@ -220,7 +213,7 @@ def test_a_stopped_redis_costs_a_lookup_its_budget_and_then_nothing(server):
         async with index_of(server, budget_s=0.05, clock=clock) as index:
             assert await index.prefixes(chain(2)) == {}
             assert index.counts.answered == 1
-            stop(server)
+            stop_process(server.pid)
             begin = time.monotonic()
             for _ in range(3):
                 assert await index.prefixes(chain(2)) == {}
@@ -247,7 +240,7 @@ def test_a_stopped_redis_holds_neither_the_step_loop_nor_the_end_of_the_rank(ser
     rank = ranks("rank")
     rank.store(chain(1))
     asyncio.run(until(server, chain(1), {"rank": 1}))
-    stop(server)
+    stop_process(server.pid)
     begin = time.monotonic()
     for number in range(2, 500):
         rank.store(chain(number))
@@ -267,7 +260,7 @@ def test_members_follow_the_leases_and_survive_the_loss_of_redis(server, ranks):
             await until_true(lambda: len(members) == 2)
             await asyncio.to_thread(first.announcer.close, 10.0)
             await until_true(lambda: len(members) == 1)
-            stop(server)
+            stop_process(server.pid)
             asked = index.counts.last_failure
             await until_true(lambda: index.counts.last_failure != asked)
             assert len(members) == 1

@@ -9,14 +9,14 @@ import redis
 from baleen import keyspace
 from baleen.ids import Incarnation
 from cluster.embedded import EmbeddedRedis
-from tests.support.redis_server import chain, rank_info, server_programs, wait_for
+from tests.support.redis_server import SERVERS, chain, rank_info, wait_for
 from workers.cache.announce import open_client
 
 PREFIX = keyspace.key_prefix("test")
 KEEP_MS = 60_000
 
 
-@pytest.fixture(scope="module", params=server_programs(), ids=lambda program: program.name)
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request):
     with EmbeddedRedis(program=request.param, tcp=True) as server:
         yield server
@@ -209,18 +209,11 @@ def test_the_listed_commands_are_enough_and_each_is_needed(client, server):
             "baleen",
             enabled=True,
             passwords=["+secret"],
-            keys=["baleen:*"],
+            keys=[keyspace.key_pattern("test")],
             reset=True,
             commands=[f"+{command}" for command in commands],
         )
-        return redis.Redis.from_url(
-            server.url.replace("//:", "//baleen:").replace(
-                client.connection_pool.connection_kwargs["password"], "secret"
-            ),
-            protocol=2,
-            driver_info=None,
-            retry=None,
-        )
+        return open_client(f"redis://baleen:secret@{server.url.rpartition('@')[2]}")
 
     def use(allowed):
         client.flushall()

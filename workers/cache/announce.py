@@ -15,11 +15,11 @@ from threading import Condition, Thread
 from typing import Any, Protocol
 
 import redis
-from redis.maint_notifications import MaintNotificationsConfig
 
-from baleen import keyspace
+from baleen import keyspace, redis_client
 from baleen.clock import Clock
 from baleen.keyspace import Script
+from baleen.redis_config import RedisConfig
 from baleen.reports import RankInfo
 from baleen.telemetry import Log
 from workers.cache.events import Event, EventLog, Snapshot
@@ -114,20 +114,9 @@ class AnnounceTimes:
     keep_s: float = keyspace.KEEP_S
 
 
-def open_client(url: str, *, socket_timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:
-    """A client whose every wait for the server ends after `socket_timeout_s`. Connects when first used.
-
-    retry=None is said aloud: with the default policy of `redis.Redis()` a call waits for many times its own timeout.
-    """
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=socket_timeout_s,
-        socket_connect_timeout=socket_timeout_s,
-        retry=None,
-        protocol=2,
-        driver_info=None,
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
+def open_client(config: RedisConfig | str, *, socket_timeout_s: float = SOCKET_TIMEOUT_S) -> redis.Redis:
+    """A client for an announcer, of a configuration or of a URL alone."""
+    return redis_client.open_client(config, socket_timeout_s=socket_timeout_s)
 
 
 class Announcer:

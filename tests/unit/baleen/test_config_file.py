@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig, ServeConfig
 from baleen.config_file import from_dict, load_rank_config, to_dict
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 
 FULL = RankConfig(
     model=ModelConfig(path="/models/x", compute_dtype="bfloat16", attention_form="absorbed", num_threads=3),
     cache=CacheConfig(dtype="float8", num_blocks=7, prefix_cache=False),
     engine=EngineConfig(max_batch_tokens=100, max_running=9, aging_s=0.5, audit="step"),
     parallel=ParallelConfig(rank=1, world_size=4, epoch="e", rendezvous="file:///tmp/x", drain_timeout_s=2.0),
-    serve=ServeConfig(listen="[::1]:0", role="decode", pool="p", group="p-0", redis_url="redis://h:1", cluster="c"),
+    serve=ServeConfig(
+        listen="[::1]:0", role="decode", pool="p", group="p-0", redis=RedisConfig(url="redis://h:1"), cluster="c"
+    ),
     log_level="warning",
 )
 
@@ -76,8 +79,8 @@ def test_whole_numbers_are_good_seconds():
         ({"serve": {"listen": "h:1", "transfer_listen": "h"}}, "serve.transfer_listen is 'h', must be host:port"),
         ({"serve": {"transfer_advertise": "h:1"}}, "serve.transfer_advertise is 'h:1' and serve.listen is empty"),
         ({"serve": {"role": "both"}}, 'serve.role is "both", must be one of prefill, decode, mixed'),
-        ({"serve": {"listen": "h:1", "redis_url": "http://h"}}, "serve.redis_url is 'http://h', must start with"),
-        ({"serve": {"redis_url": "redis://h"}}, "nobody could reach a rank"),
+        ({"serve": {"listen": "h:1", "redis": {"url": "http://h"}}}, "redis.url is 'http://h', must be"),
+        ({"serve": {"redis": {"url": "redis://h"}}}, "nobody could reach a rank"),
         ({"log_level": "debug"}, 'log_level is "debug", must be one of info, warning, error, off'),
     ],
 )

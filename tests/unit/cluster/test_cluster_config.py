@@ -70,7 +70,7 @@ def test_an_empty_file_is_the_cluster_for_one_machine(tmp_path, text):
         ("pools: [{name: a, role: mixed, cpus_per_rank: 0}]", "pool a: cpus_per_rank is 0, must be above 0"),
         ("router: {port: 0}", "router.port is 0, must be from 1 to 65535"),
         ("router: {port: 65535, replicas: 2}", "router.port is 65535, must be from 1 to 65534"),
-        ("redis: {url: 'http://x'}", "redis.url is 'http://x', must start with redis://"),
+        ("redis: {url: 'http://x'}", "redis.url is 'http://x', must be redis://"),
         ("group: {drain_timeout_s: 0}", "group.drain_timeout_s is 0, must be above 0"),
         ("name: west\nname: east", "line 1: key 'name' stands twice"),
         ("name: [", "not valid YAML"),

@@ -8,6 +8,7 @@ from baleen.cluster_config import GroupConfig, PoolConfig
 from baleen.config import ModelConfig, RankConfig
 from baleen.errors import BaleenError, CheckpointError, EpochEnded
 from baleen.ids import Epoch, Incarnation
+from baleen.redis_config import RedisConfig
 from cluster.group import GroupPlan, RankGroup
 from cluster.rank_launcher import RankEnd
 from workers.engine.messages import Ready
@@ -92,7 +93,7 @@ def group(*ranks: FakeRank, **fields) -> RankGroup:
         pool=pool,
         model=ModelConfig(path="m"),
         timeouts=GroupConfig(start_timeout_s=60.0),
-        redis_url="redis://r",
+        redis=RedisConfig(url="redis://r"),
         **fields,
     )
     return RankGroup(plan, 2, ranks, first_of=there)
@@ -114,7 +115,7 @@ def test_every_rank_is_told_its_place_and_where_to_meet():
     assert {(config.serve.role, config.serve.pool, config.serve.group) for config in configs} == {
         ("decode", "decode", "decode/2")
     }
-    assert {(config.serve.redis_url, config.serve.cluster) for config in configs} == {("redis://r", "west")}
+    assert {(config.serve.redis.url, config.serve.cluster) for config in configs} == {("redis://r", "west")}
     # a share of 3.5 processors is three threads
     assert {config.model.num_threads for config in configs} == {3}
     assert [rank.label for rank in ranks] == ["decode-2-0", "decode-2-1"]

@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from baleen.errors import ConfigError
+from baleen.redis_config import RedisConfig
 from cluster import cli
 from cluster.run_state import RunState, StateFile, find_running, find_state, run_directory
 
@@ -20,7 +21,7 @@ def test_others_read_what_the_holder_wrote():
     with StateFile("west") as file:
         assert find_state("west").state == RunState(name="west", pid=os.getpid())
         # a longer text, then a shorter one, must not leave a rest
-        file.write(RunState(name="west", pid=1, phase="starting", redis_url="redis://" + "x" * 100))
+        file.write(RunState(name="west", pid=1, phase="starting", redis=RedisConfig(url="redis://" + "x" * 100)))
         file.write(RunState(name="west", pid=1, phase="ready", address="h:1"))
         assert find_running("west").address == "h:1"
     with pytest.raises(ConfigError, match="no cluster named 'west' runs here"):

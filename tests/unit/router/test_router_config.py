@@ -21,8 +21,8 @@ def test_a_file_becomes_a_configuration(tmp_path):
     ("raw", "message"),
     [
         ({}, "exactly one must be given"),
-        ({"ranks": "a:1", "redis_url": "redis://x"}, "exactly one must be given"),
-        ({"redis_url": "http://x"}, "redis_url is 'http://x'"),
+        ({"ranks": "a:1", "redis": {"url": "redis://x"}}, "exactly one must be given"),
+        ({"redis": {"url": "http://x"}}, "redis.url is 'http://x'"),
         ({"ranks": "a:1", "listen": "9000"}, "listen is '9000'"),
         ({"ranks": "a:1", "policy": "best"}, 'policy is "best"'),
         ({"ranks": "a:1", "max_queued": 0}, "max_queued is 0"),
