@@ -2,13 +2,15 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.models import golden_recipe
 from tests.support.namespace import can_have_namespaces, namespace_command
-from workers.model.make_checkpoint import PRESETS, CheckpointRecipe, make_checkpoint
+from workers.model.make_checkpoint import make_checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +29,7 @@ group: {start_timeout_s: 90, drain_timeout_s: 10}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("cluster")
-    recipe = CheckpointRecipe(config=PRESETS["tiny"], dtype="float32", tokenizer="text")
+    recipe = replace(golden_recipe("dev_bf16.golden"), tokenizer="bytes")
     make_checkpoint(directory / "model", recipe, progress=False)
     (directory / "cluster.yaml").write_text(CONFIG)
     return directory
@@ -54,6 +56,14 @@ def epochs(ranks: list[dict[str, Any]], group: str) -> set[str]:
 def test_it_says_that_it_is_ready_and_answers_a_prompt(seen):
     assert seen["ready"].startswith("ready: gRPC on 127.0.0.1:9000")
     assert len(seen["answer"]["tokens"]) == 12
+
+
+def test_the_golden_tokens_come_through_both_pools_cold_and_cached(seen):
+    # the tokens were compared where they came; the longest prompt is prefilled elsewhere by the default policy
+    by_length = {case["prompt"]: case for case in seen["golden"]["cold"]}
+    assert sorted(by_length) == [5, 64, 130, 300]
+    assert (by_length[300]["pushed"], by_length[300]["cached"]) == (256, 256)
+    assert seen["golden"]["warm"][-1]["cached"] == 256
 
 
 def test_the_first_answer_comes_within_a_minute_and_memory_is_bounded(seen):

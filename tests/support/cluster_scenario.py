@@ -25,6 +25,8 @@ from typing import Any
 
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
+from tests.support.golden_client import golden_client
+from tests.support.models import golden_cases
 from tests.support.namespace import processes_here
 
 UP_TIMEOUT_S = 120.0
@@ -72,6 +74,7 @@ class Scenario:
             else:
                 seen["answer"] = asyncio.run(_generate())
                 seen["first_answer_s"] = time.monotonic() - begin
+                seen["golden"] = {state: asyncio.run(_golden()) for state in ("cold", "warm")}
                 seen["second_up"] = self._baleen("up", "--config", str(self._config))
                 self._use(seen)
                 seen["pss_mb"] = sum(map(_pss_kb, (pid for pid, _ in processes_here()))) // 1024
@@ -147,6 +150,17 @@ async def _generate() -> dict[str, Any]:
         async for message in stub.Generate(request, timeout=60):
             tokens += message.delta.token_ids
     return {"tokens": tokens}
+
+
+async def _golden() -> list[dict[str, int]]:
+    """Every golden case, whose tokens are compared here; how each was served."""
+    found = []
+    async with golden_client(ADDRESS) as client:
+        for case in golden_cases("dev_bf16.golden"):
+            served = await client.case(case)
+            served.require_golden(case)
+            found.append({"prompt": len(case["prompt"]), "pushed": served.pushed, "cached": served.cached})
+    return found
 
 
 def _pss_kb(pid: int) -> int:
