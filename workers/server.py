@@ -21,15 +21,19 @@ from baleen.wire.serving import metadata_of
 from workers.engine.inbox import Inbox
 from workers.engine.messages import (
     Drain,
+    FetchDone,
     HealthReport,
     Refused,
     ReleaseReservation,
     Reservation,
     Reserve,
+    WithdrawFetch,
 )
 from workers.sessions import RouterSession, SessionTable
 from workers.wire import (
     abort_from_proto,
+    fetch_done_to_proto,
+    fetch_from_proto,
     health_to_proto,
     prefill_from_proto,
     refused_to_proto,
@@ -101,6 +105,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Give them back."""
         self._inbox.put(ReleaseReservation(request.ticket))
         return worker_pb2.ReleaseReservationResponse()
+
+    async def Fetch(self, request: worker_pb2.FetchRequest, context: Any) -> worker_pb2.FetchResponse:
+        """Cached blocks for another rank."""
+        return await _answered(context, self._fetch(request, metadata_of(context).get("traceparent", "")))
 
     async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainResponse:
         """Begin to leave."""
@@ -184,6 +192,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Whoever asked has gone."""
         if not reply.cancelled() and reply.exception() is None:
             self._inbox.put(ReleaseReservation(reply.result().ticket))
+
+    async def _fetch(self, request: worker_pb2.FetchRequest, traceparent: str) -> worker_pb2.FetchResponse:
+        self._serving()
+        reply: Future[FetchDone] = Future()
+        command = fetch_from_proto(request, reply, now=self._clock.now(), traceparent=traceparent)
+        if not self._inbox.put(command):
+            raise DrainingError("the rank has left")
+        try:
+            # shielded: the step loop answers whether or not somebody still waits; it keeps the deadline, too
+            return fetch_done_to_proto(await asyncio.shield(asyncio.wrap_future(reply)))
+        except asyncio.CancelledError:
+            self._inbox.put(WithdrawFetch(command))
+            raise
 
     async def _begin_drain(self, request: worker_pb2.DrainRequest) -> worker_pb2.DrainResponse:
         timeout_s = seconds(request.timeout_s, "timeout_s") if request.HasField("timeout_s") else None

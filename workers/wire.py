@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import Future
 
 from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
@@ -16,6 +17,8 @@ from workers.engine.messages import (
     Abort,
     Destination,
     Ended,
+    Fetch,
+    FetchDone,
     HealthReport,
     Prefill,
     PrefillDone,
@@ -48,8 +51,7 @@ def prefill_from_proto(message: worker_pb2.Prefill, *, now: float, traceparent: 
     """`traceparent` is for a message without one. Raises InvalidRequest that names field, value and limit."""
     destination = None
     if message.HasField("destination"):
-        target = message.destination
-        destination = Destination(target.address, target.ticket, target.first_block)
+        destination = _destination(message.destination)
     return Prefill(
         request_id=_request_id(message.request_id),
         token_ids=tuple(message.token_ids),
@@ -57,6 +59,21 @@ def prefill_from_proto(message: worker_pb2.Prefill, *, now: float, traceparent: 
         priority=message.priority,
         deadline=_deadline(message, now),
         destination=destination,
+        ticket=message.ticket or None,
+        traceparent=message.traceparent or traceparent,
+    )
+
+
+def fetch_from_proto(
+    message: worker_pb2.FetchRequest, reply: Future[FetchDone], *, now: float, traceparent: str = ""
+) -> Fetch:
+    """`traceparent` is for a message without one. Raises InvalidRequest that names field, value and limit."""
+    return Fetch(
+        token_ids=tuple(message.token_ids),
+        cache_salt=message.cache_salt,
+        destination=_destination(message.destination),
+        deadline=now + seconds(message.timeout_s, "timeout_s", above=0.0),
+        reply=reply,
         traceparent=message.traceparent or traceparent,
     )
 
@@ -124,6 +141,15 @@ def reservation_to_proto(reservation: Reservation) -> worker_pb2.ReserveResponse
         num_reserved_blocks=reservation.num_reserved_blocks,
         expires_in_s=reservation.expires_in_s,
     )
+
+
+def fetch_done_to_proto(done: FetchDone) -> worker_pb2.FetchResponse:
+    """The end of a fetch."""
+    return worker_pb2.FetchResponse(num_blocks=done.num_blocks, num_pushed=done.num_pushed, failure=done.failure or "")
+
+
+def _destination(message: worker_pb2.Destination) -> Destination:
+    return Destination(message.address, message.ticket, message.first_block)
 
 
 def _request_id(text: str) -> RequestId:

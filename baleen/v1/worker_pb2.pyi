@@ -198,6 +198,7 @@ class Prefill(_message.Message):
     REMAINING_S_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the life of the rank."""
     cache_salt: _builtins.str
@@ -208,6 +209,8 @@ class Prefill(_message.Message):
     """Seconds left until its deadline. Absent: none."""
     traceparent: _builtins.str
     """W3C trace context of whoever asks, or empty."""
+    ticket: _builtins.str
+    """Of the reservation on this rank that holds blocks fetched for it, or empty."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The whole prompt."""
@@ -226,10 +229,11 @@ class Prefill(_message.Message):
         remaining_s: _builtins.float | None = ...,
         destination: Global___Destination | None = ...,
         traceparent: _builtins.str = ...,
+        ticket: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "destination", b"destination", "remaining_s", b"remaining_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "destination", b"destination", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "destination", b"destination", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
@@ -688,7 +692,7 @@ class ReserveResponse(_message.Message):
     NUM_RESERVED_BLOCKS_FIELD_NUMBER: _builtins.int
     EXPIRES_IN_S_FIELD_NUMBER: _builtins.int
     ticket: _builtins.str
-    """Good for one transfer and one Submit."""
+    """Good for one transfer, and one Submit or Prefill."""
     transfer_address: _builtins.str
     """Where to push to, host:port; not this service."""
     num_held_blocks: _builtins.int
@@ -752,6 +756,78 @@ class ReleaseReservationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseReservationResponse: _TypeAlias = ReleaseReservationResponse  # noqa: Y015
+
+@_typing.final
+class FetchRequest(_message.Message):
+    """FetchRequest asks for the whole blocks of a prompt before its last token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    cache_salt: _builtins.str
+    """Requests with the same salt share cached blocks."""
+    timeout_s: _builtins.float
+    """How long the transfer may take."""
+    traceparent: _builtins.str
+    """W3C trace context of whoever asks, or empty."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt, or its beginning."""
+
+    @_builtins.property
+    def destination(self) -> Global___Destination:
+        """Where the blocks go: a reservation for the same tokens."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        cache_salt: _builtins.str = ...,
+        destination: Global___Destination | None = ...,
+        timeout_s: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "destination", b"destination", "timeout_s", b"timeout_s", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class FetchResponse(_message.Message):
+    """FetchResponse ends a fetch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_PUSHED_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    num_blocks: _builtins.int
+    """Leading blocks of the prompt that the rank has."""
+    num_pushed: _builtins.int
+    """Blocks accepted by the destination."""
+    failure: _builtins.str
+    """Why these are not all that it lacks, or empty."""
+    def __init__(
+        self,
+        *,
+        num_blocks: _builtins.int = ...,
+        num_pushed: _builtins.int = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "num_blocks", b"num_blocks", "num_pushed", b"num_pushed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchResponse: _TypeAlias = FetchResponse  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

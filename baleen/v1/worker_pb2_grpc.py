@@ -50,6 +50,11 @@ class WorkerServiceStub:
                 request_serializer=baleen_dot_v1_dot_worker__pb2.ReleaseReservationRequest.SerializeToString,
                 response_deserializer=baleen_dot_v1_dot_worker__pb2.ReleaseReservationResponse.FromString,
                 _registered_method=True)
+        self.Fetch = channel.unary_unary(
+                '/baleen.v1.WorkerService/Fetch',
+                request_serializer=baleen_dot_v1_dot_worker__pb2.FetchRequest.SerializeToString,
+                response_deserializer=baleen_dot_v1_dot_worker__pb2.FetchResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/baleen.v1.WorkerService/Drain',
                 request_serializer=baleen_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
@@ -88,6 +93,14 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fetch(self, request, context):
+        """Fetch pushes the blocks of a prompt that the rank has cached to another rank, and computes nothing. It returns when
+        the transfer has ended; whoever cancels the call ends it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Drain tells the rank, and with it its group, to take no new requests, to finish the others and to leave. Returns
         at once.
@@ -120,6 +133,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReleaseReservation,
                     request_deserializer=baleen_dot_v1_dot_worker__pb2.ReleaseReservationRequest.FromString,
                     response_serializer=baleen_dot_v1_dot_worker__pb2.ReleaseReservationResponse.SerializeToString,
+            ),
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=baleen_dot_v1_dot_worker__pb2.FetchRequest.FromString,
+                    response_serializer=baleen_dot_v1_dot_worker__pb2.FetchResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -214,6 +232,33 @@ class WorkerService:
             '/baleen.v1.WorkerService/ReleaseReservation',
             baleen_dot_v1_dot_worker__pb2.ReleaseReservationRequest.SerializeToString,
             baleen_dot_v1_dot_worker__pb2.ReleaseReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baleen.v1.WorkerService/Fetch',
+            baleen_dot_v1_dot_worker__pb2.FetchRequest.SerializeToString,
+            baleen_dot_v1_dot_worker__pb2.FetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class WorkerServiceStub:
     """Reserve sets blocks aside for a transfer to this rank, before the prefill that will fill them starts."""
     ReleaseReservation: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReleaseReservationRequest, _worker_pb2.ReleaseReservationResponse]
     """ReleaseReservation gives them back; unknown tickets are no error."""
+    Fetch: _grpc.UnaryUnaryMultiCallable[_worker_pb2.FetchRequest, _worker_pb2.FetchResponse]
+    """Fetch pushes the blocks of a prompt that the rank has cached to another rank, and computes nothing. It returns when
+    the transfer has ended; whoever cancels the call ends it.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
     """Drain tells the rank, and with it its group, to take no new requests, to finish the others and to leave. Returns
     at once.
@@ -61,6 +65,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Reserve sets blocks aside for a transfer to this rank, before the prefill that will fill them starts."""
     ReleaseReservation: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseReservationRequest, _worker_pb2.ReleaseReservationResponse]  # type: ignore[assignment]
     """ReleaseReservation gives them back; unknown tickets are no error."""
+    Fetch: _aio.UnaryUnaryMultiCallable[_worker_pb2.FetchRequest, _worker_pb2.FetchResponse]  # type: ignore[assignment]
+    """Fetch pushes the blocks of a prompt that the rank has cached to another rank, and computes nothing. It returns when
+    the transfer has ended; whoever cancels the call ends it.
+    """
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
     """Drain tells the rank, and with it its group, to take no new requests, to finish the others and to leave. Returns
     at once.
@@ -96,6 +104,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ReleaseReservationResponse, _abc.Awaitable[_worker_pb2.ReleaseReservationResponse]]:
         """ReleaseReservation gives them back; unknown tickets are no error."""
+
+    @_abc_1.abstractmethod
+    def Fetch(
+        self,
+        request: _worker_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.FetchResponse, _abc.Awaitable[_worker_pb2.FetchResponse]]:
+        """Fetch pushes the blocks of a prompt that the rank has cached to another rank, and computes nothing. It returns when
+        the transfer has ended; whoever cancels the call ends it.
+        """
 
     @_abc_1.abstractmethod
     def Drain(

@@ -80,6 +80,45 @@ def test_the_decode_rank_gives_the_golden_tokens(golden, prefix_cache):
     close(prefill, decode)
 
 
+def fetch(holder, other, prompt, num_blocks):
+    """Have the first blocks of a prompt, which one rank holds, sent to another; the ticket."""
+    prefix = prompt[: 64 * num_blocks + 1]
+    reservation = other.reserve(prefix).result(0)
+    command = holder.fetch(prefix, reservation)
+    holder.step_until(command.reply.done, other)
+    done = command.reply.result(0)
+    assert done.failure is None and done.num_pushed == reservation.num_reserved_blocks > 0
+    return reservation.ticket
+
+
+@pytest.mark.parametrize("golden", ["dev_bf16.golden", "dev_fp8.golden"], indirect=True)
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_golden_tokens_with_a_prefix_fetched_from_a_third_rank(golden, prefix_cache):
+    """Once into the rank that computes the rest for another, and once into the one that goes on with it itself."""
+    name, weights = golden
+    holder = real_rank(weights, chunk=50)
+    prefill, decode, lone = (real_rank(weights, prefix_cache=prefix_cache, chunk=50) for _ in range(3))
+    case = max(golden_cases(name), key=lambda case: len(case["prompt"]))
+    prompt, num_blocks = case["prompt"], (len(case["prompt"]) - 1) // 64
+    assert num_blocks >= 2
+    holder.prefill("warm", prompt)
+    holder.step_until(lambda: holder.prefills_done)
+    reservation = decode.reserve(prompt).result(0)
+    prefill.prefill("p", prompt, reservation, ticket=fetch(holder, prefill, prompt, num_blocks - 1))
+    prefill.step_until(lambda: prefill.prefills_done, decode)
+    (done,) = prefill.prefills_done
+    assert (done.num_blocks, done.num_pushed, done.num_cached) == (num_blocks, num_blocks, num_blocks - 1)
+    decode.submit("d", prompt, ticket=reservation.ticket, **greedy(case))
+    decode.step_until(lambda: decode.finishes())
+    assert decode.tokens_of("d") == case["greedy"]
+    lone.submit("l", prompt, ticket=fetch(holder, lone, prompt, num_blocks), **greedy(case))
+    lone.step_until(lambda: lone.finishes())
+    assert lone.tokens_of("l") == case["greedy"]
+    assert lone.outputs[0].num_cached_tokens == 64 * num_blocks
+    assert [rank.busy_blocks for rank in (holder, prefill, decode, lone)] == [0, 0, 0, 0]
+    close(holder, prefill, decode, lone)
+
+
 @pytest.mark.parametrize("golden", ["dev_fp8.golden"], indirect=True)
 @pytest.mark.parametrize("cache_dtype", ["float32", "bfloat16", "float8"])
 def test_every_cache_format_gives_the_tokens_of_one_rank_alone(golden, cache_dtype):

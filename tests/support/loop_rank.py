@@ -20,6 +20,7 @@ from workers.engine.inbox import Inbox
 from workers.engine.loop import StepLoop
 from workers.engine.messages import (
     Destination,
+    Fetch,
     Prefill,
     PrefillDone,
     Refused,
@@ -150,7 +151,7 @@ class Rank:
             )
         )
 
-    def prefill(self, name, prompt, reservation=None, *, salt="", deadline=None):
+    def prefill(self, name, prompt, reservation=None, *, salt="", deadline=None, ticket=None):
         """Compute a prompt's blocks here, for a reservation elsewhere."""
         to = reservation and Destination(reservation.address, reservation.ticket, reservation.num_held_blocks)
         self.inbox.put(
@@ -160,8 +161,22 @@ class Rank:
                 cache_salt=salt,
                 destination=to,
                 deadline=deadline,
+                ticket=ticket,
             )
         )
+
+    def fetch(self, prompt, reservation, *, salt="", timeout_s=60.0):
+        """Ask for cached blocks and step once; the command, whose reply gets the answer."""
+        command = Fetch(
+            token_ids=tuple(prompt),
+            cache_salt=salt,
+            destination=Destination(reservation.address, reservation.ticket, reservation.num_held_blocks),
+            deadline=self.clock.now() + timeout_s,
+            reply=Future(),
+        )
+        self.inbox.put(command)
+        self.steps(1)
+        return command
 
     def reserve(self, prompt, *, salt="", timeout_s=60.0):
         """Ask for a reservation and step once; the Future of the answer."""

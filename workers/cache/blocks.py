@@ -181,16 +181,8 @@ class BlockCache:
         Concerns the blocks that a request of `token_ids` could share. None, and no change, if they do not fit while
         `reserve` blocks stay available.
         """
-        packed = tuple(
-            pack_block(token_ids[place * BLOCK_TOKENS : (place + 1) * BLOCK_TOKENS])
-            for place in range(shareable_blocks(len(token_ids)))
-        )
-        node: Node | None = None
-        for block in packed:
-            child = self._tree.step(node, salt, block)
-            if child is None:
-                break
-            node = child
+        packed = _pack_shareable(token_ids)
+        node = self._walk(salt, packed)
         path = _path_to(node)
         num_new = len(packed) - len(path)
         if num_new + sum(member.idle for member in path) + reserve > self.num_available:
@@ -203,6 +195,10 @@ class BlockCache:
             arrival.block_ids.append(self._ledger.expect(holder))
         self._arrivals[holder] = arrival
         return arrival
+
+    def find_prefix(self, salt: bytes, token_ids: Sequence[int]) -> list[int]:
+        """The leading blocks of a prompt that are cached, of those that a request of `token_ids` could share."""
+        return [member.block_id for member in _path_to(self._walk(salt, _pack_shareable(token_ids)))]
 
     def land(self, arrival: Arrival) -> bool:
         """The next block that `arrival` expects is written and verified: share it from the prefix tree, pinned.
@@ -304,6 +300,16 @@ class BlockCache:
         user.prefix_node = node
         return node
 
+    def _walk(self, salt: bytes, packed: Sequence[bytes]) -> Node | None:
+        """The deepest node that agrees with these blocks."""
+        node: Node | None = None
+        for block in packed:
+            child = self._tree.step(node, salt, block)
+            if child is None:
+                break
+            node = child
+        return node
+
     def _share(self, holder: Holder, block_id: int) -> None:
         if self._ledger.share(holder, block_id):
             self._tree.claim(block_id)
@@ -320,6 +326,14 @@ class BlockCache:
         if not self._ledger.num_free:
             for block_id in self._tree.evict():
                 self._ledger.reclaim(block_id)
+
+
+def _pack_shareable(token_ids: Sequence[int]) -> tuple[bytes, ...]:
+    """The whole blocks of a prompt that another request can share."""
+    return tuple(
+        pack_block(token_ids[place * BLOCK_TOKENS : (place + 1) * BLOCK_TOKENS])
+        for place in range(shareable_blocks(len(token_ids)))
+    )
 
 
 def _path_to(node: Node | None) -> list[Node]:

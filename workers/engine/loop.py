@@ -19,12 +19,14 @@ from workers.engine.messages import (
     Command,
     Drain,
     Event,
+    Fetch,
     Prefill,
     Refused,
     ReleaseReservation,
     Reserve,
     StepReport,
     Submit,
+    WithdrawFetch,
 )
 from workers.engine.speed import SpeedMeter
 from workers.engine.submission import expand_submission, prefill_request
@@ -153,6 +155,10 @@ class StepLoop:
                 self._reserve(command)
             case ReleaseReservation():
                 self._moves.reservations.release(command.ticket)
+            case Fetch():
+                self._fetch(command)
+            case WithdrawFetch():
+                self._moves.fetches.withdraw(command.fetch)
             case _:
                 needless = self._moves.hear(command)
                 if needless is not None:
@@ -201,18 +207,28 @@ class StepLoop:
 
     def _prefill(self, command: Prefill) -> None:
         self._moves.prefills.require_possible(command)
-        request = prefill_request(
-            command.request_id,
-            command.token_ids,
-            vocab_size=self._spec.vocab_size,
-            prefix_cache=self._config.cache.prefix_cache,
-            salt=command.cache_salt.encode(),
-            priority=command.priority,
-            deadline=command.deadline,
-        )
-        if request is not None:
-            self._scheduler.submit(request)
-            self._live[command.request_id] = 1
+        salt = command.cache_salt.encode()
+        claim = self._moves.reservations.claim(command.ticket, salt) if command.ticket else None
+        unpin = claim.unpin if claim is not None else None
+        try:
+            request = prefill_request(
+                command.request_id,
+                command.token_ids,
+                vocab_size=self._spec.vocab_size,
+                prefix_cache=self._config.cache.prefix_cache or claim is not None,
+                salt=claim.salt if claim is not None else salt,
+                priority=command.priority,
+                deadline=command.deadline,
+            )
+            if request is not None:
+                self._scheduler.submit_all([request], unpin=unpin)
+                self._live[command.request_id] = 1
+            elif unpin is not None:
+                unpin()
+        except BaleenError:
+            if unpin is not None:
+                unpin()
+            raise
         self._moves.prefills.begin(command, request.num_shareable_blocks if request is not None else 0)
 
     def _reserve(self, command: Reserve) -> None:
@@ -227,6 +243,14 @@ class StepLoop:
                 command.reply.set_result(found)
             else:
                 self._moves.reservations.release(found.ticket)
+
+    def _fetch(self, command: Fetch) -> None:
+        try:
+            self._require_serving()
+            self._moves.fetches.begin(command)
+        except BaleenError as error:
+            if command.reply.set_running_or_notify_cancel():
+                command.reply.set_exception(error)
 
     def _begin_drain(self, command: Drain) -> None:
         """Start to leave, or shorten the time for it; a second command never lengthens it."""
@@ -302,7 +326,7 @@ class StepLoop:
             self._obey(command)
         self._fail_all()
         self._emit_outputs(agreement)
-        self._moves.prefills.stop(DRAINED)
+        self._moves.stop_pushes(DRAINED)
         self._emit_prefills()
         self._moves.close()
         self._left = True
@@ -310,7 +334,7 @@ class StepLoop:
     def _await_pushes(self) -> None:
         """Give transfers whose blocks are all computed a moment to be acknowledged. The other ranks are not needed."""
         for _ in range(PUSH_LOOKS):
-            if not self._moves.prefills.is_pushing:
+            if not self._moves.is_pushing:
                 break
             time.sleep(PUSH_LOOK_S)
             for command in self._inbox.take():
@@ -320,7 +344,7 @@ class StepLoop:
         """End what has not ended, as failed: its tokens so far are delivered, so that it can continue elsewhere."""
         for request_id in list(self._live):
             self._scheduler.abort(request_id, detail=DRAINED)
-        self._moves.prefills.cancel_all(DRAINED)
+        self._moves.cancel_pushes(DRAINED)
 
     def _take_outputs(self) -> list[RequestOutput]:
         """What the scheduler has to say; the ends that draining forced are failures, not wishes of the client."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
 from baleen.reports import Load, RequestOutput
 from baleen.sampling import SamplingParams
@@ -40,10 +41,21 @@ class Destination:
     ticket: str
     first_block: int
 
+    def require_possible(self) -> None:
+        """Raise InvalidRequest if nothing could ever be sent there."""
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InvalidRequest(f"address is {self.address!r}, must be host:port", field="destination")
+        if self.first_block < 0:
+            raise InvalidRequest(f"first_block is {self.first_block}, must be at least 0", field="destination")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefill:
-    """Compute whole blocks, or find them cached, and push them to `destination`; without one, only keep them."""
+    """Compute whole blocks, or find them cached, and push them to `destination`; without one, only keep them.
+
+    ticket: of a reservation on this rank, whose blocks were fetched for it.
+    """
 
     request_id: RequestId
     token_ids: tuple[int, ...]
@@ -51,6 +63,7 @@ class Prefill:
     priority: int = 0
     deadline: float | None = None
     destination: Destination | None = None
+    ticket: str | None = None
     traceparent: str = ""
 
 
@@ -103,10 +116,44 @@ class ReleaseReservation:
     ticket: str
 
 
+@dataclass(frozen=True, slots=True)
+class FetchDone:
+    """A Fetch has ended: leading blocks of the prompt that were here, and blocks that the destination took.
+
+    failure: why it took not all that were wanted, or None.
+    """
+
+    num_blocks: int
+    num_pushed: int
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fetch:
+    """Push the blocks of a prompt that are cached here, and compute nothing. `reply` gets FetchDone, or a BaleenError.
+
+    `deadline` is in the rank's own clock. Concerns the whole blocks before the last of `token_ids`.
+    """
+
+    token_ids: tuple[int, ...]
+    cache_salt: str
+    destination: Destination
+    deadline: float
+    reply: Future[FetchDone]
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawFetch:
+    """Nobody waits for the answer of `fetch` any more. Legal at any time."""
+
+    fetch: Fetch
+
+
 LocalCommand = Submit | Abort | Drain
 """What may also come over a rank's standard input."""
 
-Command = LocalCommand | Prefill | Reserve | ReleaseReservation | TransferNews
+Command = LocalCommand | Prefill | Reserve | ReleaseReservation | Fetch | WithdrawFetch | TransferNews
 """What the step loop obeys."""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from baleen.clock import Clock
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
+from workers.transfer.fetches import Fetches
 from workers.transfer.prefills import Prefills
 from workers.transfer.reservations import Reservations
 from workers.transfer.transport import (
@@ -20,7 +22,7 @@ from workers.transfer.transport import (
 
 
 class Moves:
-    """Reservations and prefills of one rank, and the transport that serves both. Owned by the step loop's thread.
+    """Reservations, prefills and fetches of one rank, and the transport of all. Owned by the step loop's thread.
 
     fingerprint: of model and record format, as in the names of blocks. prefix_cache: whether requests may share blocks.
     """
@@ -37,7 +39,9 @@ class Moves:
         self._blocks = blocks
         self._transport = transport
         self.reservations = Reservations(blocks, transport, clock, fingerprint=fingerprint, prefix_cache=prefix_cache)
-        self.prefills = Prefills(blocks, transport, clock, fingerprint=fingerprint)
+        numbers = itertools.count(1)
+        self.prefills = Prefills(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers)
+        self.fetches = Fetches(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers)
 
     @property
     def address(self) -> str:
@@ -50,9 +54,14 @@ class Moves:
         return self._transport.name if self._transport is not None else ""
 
     @property
+    def is_pushing(self) -> bool:
+        """Whether any transfer to another rank has not ended."""
+        return self.prefills.is_pushing or len(self.fetches) > 0
+
+    @property
     def next_deadline(self) -> float | None:
         """When `reap` has something to do, if nothing happens before."""
-        deadlines = (self.reservations.next_deadline, self.prefills.next_deadline)
+        deadlines = [part.next_deadline for part in (self.reservations, self.prefills, self.fetches)]
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def start(self, post: Callable[[TransferNews], object]) -> None:
@@ -69,14 +78,27 @@ class Moves:
                 self.reservations.landing_ended(news)
             case BlockPushed():
                 self.prefills.pushed(news)
+                self.fetches.pushed(news)
             case PushEnded():
+                self.fetches.push_ended(news)
                 return self.prefills.push_ended(news)
         return None
 
     def reap(self) -> bool:
         """End what is past its deadline; whether a reservation was."""
         self.prefills.reap()
+        self.fetches.reap()
         return self.reservations.reap()
+
+    def cancel_pushes(self, reason: str) -> None:
+        """End every transfer to another rank."""
+        self.prefills.cancel_all(reason)
+        self.fetches.cancel_all(reason)
+
+    def stop_pushes(self, reason: str) -> None:
+        """The rank leaves and hears no more news: answer for every transfer that has not ended."""
+        self.prefills.stop(reason)
+        self.fetches.stop(reason)
 
     def close(self) -> None:
         """The rank leaves: cut every connection."""
@@ -84,6 +106,7 @@ class Moves:
             self._transport.close()
 
     def check(self) -> None:
-        """Audit of all reservations and prefills. Raises AccountingError."""
+        """Audit of all reservations, prefills and fetches. Raises AccountingError."""
         self.reservations.check()
         self.prefills.check()
+        self.fetches.check()

@@ -6,11 +6,12 @@ has acknowledged it or the transfer has ended. The answer is given once the requ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, root_hash
 from baleen.clock import Clock
-from baleen.errors import InvalidRequest, NotReady
+from baleen.errors import NotReady
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.ledger import AccountingError, Holder, HolderKind
@@ -61,16 +62,27 @@ class _Prefill:
 
 
 class Prefills:
-    """All prefills of a rank. fingerprint: of model and record format, as in the names of blocks."""
+    """All prefills of a rank. fingerprint: of model and record format, as in the names of blocks.
 
-    def __init__(self, blocks: BlockCache, transport: Transport | None, clock: Clock, *, fingerprint: bytes) -> None:
+    numbers: for transfers, unique in the rank.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockCache,
+        transport: Transport | None,
+        clock: Clock,
+        *,
+        fingerprint: bytes,
+        numbers: Iterator[int],
+    ) -> None:
         self._blocks = blocks
         self._transport = transport
         self._clock = clock
         self._fingerprint = fingerprint
         self._by_request: dict[RequestId, _Prefill] = {}
         self._by_push: dict[int, _Prefill] = {}
-        self._count = 0
+        self._numbers = numbers
         self._done: list[PrefillDone] = []
 
     def __contains__(self, request_id: RequestId) -> bool:
@@ -89,27 +101,21 @@ class Prefills:
 
     def require_possible(self, command: Prefill) -> None:
         """Raise InvalidRequest or NotReady if the destination cannot be served at all."""
-        destination = command.destination
-        if destination is None:
+        if command.destination is None:
             return
         if self._transport is None:
             raise NotReady("this rank sends no transfers")
-        host, _, port = destination.address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidRequest(f"address is {destination.address!r}, must be host:port", field="destination")
-        if destination.first_block < 0:
-            raise InvalidRequest(f"first_block is {destination.first_block}, must be at least 0", field="destination")
+        command.destination.require_possible()
 
     def begin(self, command: Prefill, num_blocks: int) -> None:
         """Note a prefill of `num_blocks` blocks, whose request the scheduler has taken; of none, it is over at once."""
         root = root_hash(self._fingerprint, command.cache_salt.encode())
-        self._count += 1
         entry = _Prefill(
             request_id=command.request_id,
             holder=Holder(command.request_id, 0, HolderKind.TRANSFER),
             destination=command.destination,
             hashes=chain_hashes(root, command.token_ids)[:num_blocks],
-            number=self._count,
+            number=next(self._numbers),
             deadline=command.deadline,
             is_computing=num_blocks > 0,
         )
