@@ -90,6 +90,11 @@ class RouterConfig:
         )
         _require(self.max_queued >= 1, f"router.max_queued is {self.max_queued}, must be at least 1")
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where each replica listens."""
+        return tuple(f"{self.host}:{self.port + number}" for number in range(self.replicas))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayConfig:

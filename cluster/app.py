@@ -11,14 +11,9 @@ from baleen.text.tokenizer import TOKENIZER_FILE
 from cluster.group import GroupPlan, GroupReplica
 from cluster.placement import bundles
 from cluster.rank_launcher import KILL_AFTER_S
-from cluster.ray_adapter import Service
 from cluster.router_replica import LEAVE_SLACK_S, RouterReplica
+from cluster.service import Service, service_name
 from router.config import RouterProcessConfig
-
-
-def service_name(config: ClusterConfig, part: str) -> str:
-    """Name of a pool's or the router's service; other clusters may run on the same Ray."""
-    return f"{config.name}-{part}"
 
 
 def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, log_directory: str) -> list[Service]:
@@ -41,7 +36,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
         )
         pools.append(
             Service(
-                name=service_name(config, pool.name),
+                name=service_name(config.name, pool.name),
                 kind=GroupReplica,
                 arguments=(plan,),
                 replicas=pool.groups,
@@ -51,7 +46,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
             )
         )
     router = Service(
-        name=service_name(config, "router"),
+        name=service_name(config.name, "router"),
         kind=RouterReplica,
         arguments=(router_config(config, model, redis=redis), log_directory),
         replicas=config.router.replicas,

@@ -89,13 +89,12 @@ class EmbeddedRedis:
 
         Raises RedisNotFound or RedisStartError.
         """
-        program = program or find_server()
+        self._program = program or find_server()
         self._folder = Path(tempfile.mkdtemp(prefix="baleen-redis-", dir=directory))
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            self.url = self._configure(tcp=tcp, max_memory_mib=max_memory_mib)
-            self._launch(program)
-            self._await_answer()
+            self.url, self._settings = self._configure(tcp=tcp, max_memory_mib=max_memory_mib)
+            self._launch()
         except BaseException:
             self.close()
             raise
@@ -106,6 +105,21 @@ class EmbeddedRedis:
         if self._process is None or self._process.poll() is not None:
             raise RedisStartError("the Redis server has ended")
         return int((self._folder / "pid").read_text())
+
+    def restart_if_ended(self) -> bool:
+        """If the server has ended, start it again, empty, under the same URL; returns whether that was so.
+
+        Raises RedisStartError if it does not come up; then it may be tried again.
+        """
+        process = self._process
+        if process is None or process.poll() is None:
+            return False
+        assert process.stdin is not None
+        process.stdin.close()
+        # the old one's folder went with it
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._launch()
+        return True
 
     def close(self) -> None:
         """End the server and remove its folder. May be called again."""
@@ -124,8 +138,8 @@ class EmbeddedRedis:
     ) -> None:
         self.close()
 
-    def _configure(self, *, tcp: bool, max_memory_mib: int) -> str:
-        """Write the server's configuration; returns the URL under which it will answer."""
+    def _configure(self, *, tcp: bool, max_memory_mib: int) -> tuple[str, str]:
+        """The URL under which the server will answer, and its configuration."""
         settings = {
             "dir": f'"{self._folder}"',
             "pidfile": f'"{self._folder / "pid"}"',
@@ -145,19 +159,21 @@ class EmbeddedRedis:
                 raise RedisStartError(f"the socket's path {path} is longer than {_LONGEST_SOCKET_PATH} bytes")
             settings |= {"port": "0", "unixsocket": f'"{path}"', "unixsocketperm": "700"}
             url = f"unix://{path}"
-        (self._folder / "conf").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-        return url
+        return url, "".join(f"{name} {value}\n" for name, value in settings.items())
 
-    def _launch(self, program: Path) -> None:
+    def _launch(self) -> None:
+        """Start the server and wait until it answers."""
+        (self._folder / "conf").write_text(self._settings)
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARD, "sh", str(self._folder), str(program), str(self._folder / "conf")],
+                ["/bin/sh", "-c", _GUARD, "sh", str(self._folder), str(self._program), str(self._folder / "conf")],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 # Ctrl-C in the terminal is for this process, which ends the server in order
                 process_group=0,
             )
+        self._await_answer()
 
     def _await_answer(self) -> None:
         assert self._process is not None

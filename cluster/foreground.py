@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
@@ -27,12 +27,9 @@ from cluster.rank_child import import_path
 from cluster.ray_environment import prepare_environment
 from cluster.redis_check import check_redis
 from cluster.run_state import RunState, StateFile, cache_directory
+from cluster.service import Service, ServiceState, service_name
+from cluster.watch import Watch
 
-if TYPE_CHECKING:
-    from cluster.ray_adapter import Service, ServiceState
-
-POLL_S = 0.1
-WATCH_S = 1.0
 PREPARE_TIMEOUT_S = 600.0
 """Longest time for making or checking a checkpoint."""
 
@@ -60,22 +57,23 @@ class Foreground:
         self._check_arguments = list(check_arguments)
         self._say = say
         self._undo = contextlib.ExitStack()
+        self._state = RunState(name=config.name, pid=os.getpid())
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Everything; returns once a signal has asked for the end. Raises BaleenError if the cluster cannot start."""
         _take_signals()
         with self._undo, StateFile(self._config.name) as state_file:
             try:
-                services, state = self._start(state_file)
-                state_file.write(replace(state, phase="ready"))
+                watch = self._start(state_file)
+                self._note(state_file, phase="ready")
                 on_ready()
-                self._watch(services)
+                watch.forever()
             except Stopped:
                 self._say("leaving: running requests may finish; once more to end at once")
             finally:
                 self._undo.close()
 
-    def _start(self, state_file: StateFile) -> tuple[list[Service], RunState]:
+    def _start(self, state_file: StateFile) -> Watch:
         begin = time.monotonic()
         config = self._config
         directory = Path(tempfile.mkdtemp(prefix="baleen-", dir=temporary_root()))
@@ -84,31 +82,45 @@ class Foreground:
         self._undo.callback(end_marked, directory, HELPERS_PATIENCE_S)
         logs = directory / "logs"
         logs.mkdir()
-        state = RunState(
-            name=config.name,
-            pid=os.getpid(),
-            address=f"{config.router.host}:{config.router.port}",
-            redis=config.redis,
-            directory=str(directory),
-        )
-        state_file.write(state)
+        self._note(state_file, routers=config.router.addresses, redis=config.redis, directory=str(directory))
         model = config.model or ModelConfig(path=str(default_checkpoint()))
         if config.redis.url:
             check_redis(config.redis, config.name)
         preparation = self._prepare(model)
+        server = None
         if not config.redis.url:
             server = self._undo.enter_context(EmbeddedRedis(directory=directory))
-            state = replace(state, redis=RedisConfig(url=server.url))
-            state_file.write(state)
+            self._note(state_file, redis=RedisConfig(url=server.url))
         # Ray prints from threads of its own, and would mix with what is said here
         output = self._undo.enter_context((logs / "ray.log").open("a", buffering=1))
         self._undo.enter_context(contextlib.redirect_stdout(output))
         self._start_ray(directory)
         if preparation is not None:
             _wait_for(preparation)
-        services = self._deploy(model, state.redis, logs)
+        services = self._deploy(model, self._state.redis, logs)
+        watch = self._watch(services, server, state_file)
+        watch.until_up(config.group.start_timeout_s + PLACE_TIMEOUT_S)
         self._say(f"up after {time.monotonic() - begin:.1f} s")
-        return services, state
+        return watch
+
+    def _watch(self, services: Sequence[Service], redis: EmbeddedRedis | None, state_file: StateFile) -> Watch:
+        from cluster import ray_adapter
+
+        def tell(states: Sequence[ServiceState]) -> None:
+            groups = {state.name: (state.running, state.wanted) for state in states}
+            self._note(
+                state_file,
+                groups={pool.name: groups[service_name(self._config.name, pool.name)] for pool in self._config.pools},
+            )
+
+        return Watch(lambda: ray_adapter.states(services), say=self._say, tell=tell, redis=redis)
+
+    def _note(self, state_file: StateFile, **changes: Any) -> None:
+        """Let other commands see a change."""
+        state = replace(self._state, **changes)
+        if state != self._state:
+            self._state = state
+            state_file.write(state)
 
     def _prepare(self, model: ModelConfig) -> subprocess.Popen[bytes] | None:
         """Make the small checkpoint or check what was given, in a process of its own: both need torch."""
@@ -161,20 +173,7 @@ class Foreground:
             self._undo.callback(ray_adapter.stop_serve)
         self._undo.callback(self._undeploy, services)
         ray_adapter.deploy(services)
-        self._await_up(services)
         return services
-
-    def _await_up(self, services: Sequence[Service]) -> None:
-        from cluster import ray_adapter
-
-        deadline = time.monotonic() + self._config.group.start_timeout_s + PLACE_TIMEOUT_S
-        while waiting := [state for state in ray_adapter.states(services) if not state.up]:
-            failed = next((state for state in waiting if state.given_up), None)
-            if failed is not None:
-                raise BaleenError(f"{failed.name} does not start: {_innermost(failed.message)}")
-            if time.monotonic() > deadline:
-                raise BaleenError(f"{waiting[0].name} is not up in time: {waiting[0].state} {waiting[0].message}")
-            time.sleep(POLL_S)
 
     def _undeploy(self, services: Sequence[Service]) -> None:
         from cluster import ray_adapter
@@ -182,23 +181,6 @@ class Foreground:
         left = ray_adapter.undeploy(services)
         if left:
             self._say(f"not gone in time, and ended by force: {', '.join(left)}")
-
-    def _watch(self, services: Sequence[Service]) -> None:
-        """Say what changes, until a signal comes."""
-        from cluster import ray_adapter
-
-        known: dict[str, ServiceState] = {}
-        while True:
-            for state in ray_adapter.states(services):
-                before = known.get(state.name)
-                if before is not None and before.up != state.up:
-                    self._say(
-                        f"{state.name}: all {state.wanted} up again"
-                        if state.up
-                        else f"{state.name}: {state.running} of {state.wanted} up; {state.message or state.state}"
-                    )
-                known[state.name] = state
-            time.sleep(WATCH_S)
 
 
 def temporary_root() -> Path:
@@ -220,13 +202,6 @@ def _wait_for(process: subprocess.Popen[bytes]) -> None:
     if process.returncode:
         text = output.decode(errors="replace").strip().removeprefix("baleen: error: ")
         raise _ERRORS.get(process.returncode, BaleenError)(text)
-
-
-def _innermost(message: str) -> str:
-    """The last line of a traceback as Serve hands it on: the error itself."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    ours = [line for line in lines if line.startswith("baleen.errors.")]
-    return (ours or lines or ["no reason is known"])[-1].removeprefix("baleen.errors.")
 
 
 def _take_signals() -> None:

@@ -19,6 +19,7 @@ from baleen.config import RankConfig
 from baleen.errors import BaleenError, ConfigError
 from cluster.placement import Node, Resources, rank_need, rank_order
 from cluster.rank_launcher import RankLauncher
+from cluster.service import Service, ServiceState
 
 APPLICATION = "baleen"
 CALL_TIMEOUT_S = 60.0
@@ -193,23 +194,6 @@ def group_number() -> int:
     return int(serve.get_replica_context().rank.rank)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
-    """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
-
-    leave_s: time that a replica may take to go.
-    """
-
-    name: str
-    kind: type
-    arguments: tuple[object, ...]
-    replicas: int
-    cpus: float = 0.0
-    bundles: Sequence[dict[str, float]] = ()
-    strategy: str = "PACK"
-    leave_s: float = 20.0
-
-
 def deploy(services: Sequence[Service]) -> None:
     """Start Serve without proxies, since no token passes through it, and all services at once. Does not wait."""
     # what goes wrong stands in the states; the rest is of no use to whoever waits
@@ -242,27 +226,6 @@ def _application(service: Service) -> Any:
         **placed,
     )
     return deployment.bind(*service.arguments)
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceState:
-    """How far a service is. state: Serve's own word. message: the last thing that went wrong, or an empty text."""
-
-    name: str
-    state: str
-    running: int
-    wanted: int
-    message: str
-
-    @property
-    def up(self) -> bool:
-        """Whether all replicas serve."""
-        return self.state == "HEALTHY" and self.running == self.wanted
-
-    @property
-    def given_up(self) -> bool:
-        """Whether Serve has tried often enough."""
-        return self.state == "DEPLOY_FAILED"
 
 
 def states(services: Sequence[Service]) -> list[ServiceState]:

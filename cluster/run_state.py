@@ -17,12 +17,16 @@ from baleen.redis_config import RedisConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """A running cluster. directory: all its files, removed when it ends. phase: starting, ready or leaving."""
+    """A running cluster. directory: all its files, removed when it ends. phase: starting or ready.
+
+    routers: the address of each replica. groups: running and wanted, of each pool, as of the last second.
+    """
 
     name: str
     pid: int
     phase: str = "starting"
-    address: str = ""
+    routers: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     redis: RedisConfig = field(default_factory=RedisConfig)
     directory: str = ""
 
@@ -122,6 +126,8 @@ def find_running(name: str) -> RunState:
 def _parse(raw: object) -> RunState:
     if not isinstance(raw, Mapping):
         raise ValueError("not an object")
-    known = {field.name for field in fields(RunState)}
+    known = {known.name for known in fields(RunState)}
     values = {name: value for name, value in raw.items() if name in known}
-    return RunState(**values | {"redis": from_dict(RedisConfig, values.get("redis", {}), key="redis")})
+    groups = {pool: (int(running), int(wanted)) for pool, (running, wanted) in values.get("groups", {}).items()}
+    redis = from_dict(RedisConfig, values.get("redis", {}), key="redis")
+    return RunState(**{**values, "routers": tuple(values.get("routers", ())), "groups": groups, "redis": redis})

@@ -18,6 +18,7 @@ from baleen.reports import Load, RankInfo
 from baleen.v1 import worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
 from baleen.wire.reports import load_from_proto
+from cluster.run_state import RunState
 from router.breaker import Breaker
 from router.index import PrefixIndex, open_client
 
@@ -42,11 +43,14 @@ class RankStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """The whole cluster. router: what its health service says. redis_error: why Redis gave no answer, or None."""
+    """The whole cluster. routers: what the health service at each address says. groups: running and wanted by pool.
+
+    redis_error: why Redis gave no answer, or None.
+    """
 
     name: str
-    address: str
-    router: str
+    routers: Mapping[str, str]
+    groups: Mapping[str, tuple[int, int]]
     redis_error: str | None
     ranks: tuple[RankStatus, ...]
 
@@ -67,18 +71,24 @@ async def members(cluster: str, redis: RedisConfig) -> Mapping[Incarnation, Rank
         await index.close()
 
 
-async def cluster_status(name: str, address: str, redis: RedisConfig) -> ClusterStatus:
+async def cluster_status(state: RunState) -> ClusterStatus:
     """Ask everybody, all at once."""
-    router = asyncio.create_task(_router_health(address))
+    routers = asyncio.gather(*map(_router_health, state.routers))
     redis_error = None
     infos: Sequence[RankInfo] = ()
     try:
-        found = await members(name, redis)
+        found = await members(state.name, state.redis)
         infos = sorted(found.values(), key=lambda info: (info.pool, info.group, info.rank, info.incarnation))
     except BaleenError as error:
         redis_error = str(error)
     ranks = await asyncio.gather(*(_rank_status(info) for info in infos))
-    return ClusterStatus(name=name, address=address, router=await router, redis_error=redis_error, ranks=tuple(ranks))
+    return ClusterStatus(
+        name=state.name,
+        routers=dict(zip(state.routers, await routers, strict=True)),
+        groups=state.groups,
+        redis_error=redis_error,
+        ranks=tuple(ranks),
+    )
 
 
 async def drain_group(cluster: str, redis: RedisConfig, group: str, reason: str, timeout_s: float | None) -> int:

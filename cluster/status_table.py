@@ -20,7 +20,8 @@ _LEFT = {"pool", "group", "role", "epoch", "address", "transport", ""}
 
 def status_text(status: ClusterStatus) -> str:
     """The whole table."""
-    lines = [f"cluster {status.name}: router {status.address} {status.router}"]
+    routers = ", ".join(f"{address} {health}" for address, health in status.routers.items())
+    lines = [f"cluster {status.name}: router {routers}"]
     if status.redis_error is not None:
         lines.append(f"redis: {status.redis_error}")
     if not status.ranks:
@@ -29,7 +30,7 @@ def status_text(status: ClusterStatus) -> str:
     for pool, ranks in groupby(status.ranks, key=lambda rank: rank.info.pool):
         members = list(ranks)
         rows += map(_rank_row, members)
-        rows.append(_pool_row(pool, members))
+        rows.append(_pool_row(pool, members, status.groups.get(pool)))
     return "\n".join([*lines, *_aligned(rows)]) + "\n"
 
 
@@ -108,10 +109,12 @@ def _rank_row(rank: RankStatus) -> tuple[str, ...]:
     )
 
 
-def _pool_row(pool: str, ranks: Sequence[RankStatus]) -> tuple[str, ...]:
-    num_groups = len({rank.info.group for rank in ranks})
+def _pool_row(pool: str, ranks: Sequence[RankStatus], groups: tuple[int, int] | None) -> tuple[str, ...]:
+    """groups: running and wanted, as Ray Serve has it; None: not known."""
+    running = len({rank.info.group for rank in ranks})
+    num_groups, wanted = groups or (running, running)
     well = sum(rank.error is None for rank in ranks)
-    summary = f"{num_groups} group{'s' * (num_groups != 1)}, {well} of {len(ranks)} ranks well"
+    summary = f"{num_groups} of {wanted} group{'s' * (wanted != 1)}, {well} of {len(ranks)} ranks well"
     return (pool, "all", "", "", "", "", *_together(map(_figures, ranks)).cells(), "", "", summary)
 
 

@@ -30,8 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the status. Raises ConfigError where no such cluster runs."""
     while True:
-        state = find_running(args.name)
-        status = asyncio.run(cluster_status(state.name, state.address, state.redis))
+        status = asyncio.run(cluster_status(find_running(args.name)))
         if args.watch is not None and not args.json and sys.stdout.isatty():
             sys.stdout.write(f"{_CLEAR}{now_text()}\n")
         sys.stdout.write(json.dumps(status.as_dict()) + "\n" if args.json else status_text(status))

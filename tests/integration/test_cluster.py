@@ -1,6 +1,7 @@
 """A whole cluster on Ray, with real ranks, in a network namespace of its own."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,13 @@ def test_a_drained_group_leaves_and_a_fresh_one_takes_its_place(seen):
     assert code == 70 and "no rank of group 'prefill/7' has a lease; groups: decode/0, prefill/0" in errors
 
 
+def test_a_killed_redis_comes_back_and_all_ranks_are_found_again(seen):
+    assert epochs(seen["after_redis"], "decode/0") == epochs(seen["after_drain"], "decode/0")
+    assert epochs(seen["after_redis"], "prefill/0") == epochs(seen["after_drain"], "prefill/0")
+    assert seen["answer_after_redis"] == seen["answer"]
+    assert "redis had ended; started again" in seen["errors"]
+
+
 def test_one_name_runs_once(seen):
     code, _, errors = seen["second_up"]
     assert code == 2 and "a cluster named 'default' runs already" in errors
@@ -120,6 +128,18 @@ def test_a_cluster_that_was_killed_is_known_as_such_and_cleared_by_down(director
     assert code == 2 and "has ended without order" in errors
     assert seen["down"][0] == 0 and "what it left is gone now" in seen["down"][1]
     assert (seen["processes"], files(seen)) == ([], [])
+
+
+def test_damaged_weights_end_the_start_at_once_and_are_named(directory, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(directory / "model", damaged)
+    weights = next(damaged.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    config = tmp_path / "damaged.yaml"
+    config.write_text("model: {path: damaged}\npools: [{name: all, role: mixed}]\n")
+    command = namespace_command("cluster.cli", "up", "--config", str(config), "--name", "damaged")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3 and weights.name in done.stderr, done.stderr
 
 
 def test_what_cannot_be_placed_is_named_before_anything_starts(directory):

@@ -73,6 +73,23 @@ def test_a_stopped_server_is_ended_too(tmp_path):
     assert gone(pid)
 
 
+@pytest.mark.parametrize("tcp", [False, True])
+def test_one_that_was_killed_comes_back_empty_under_its_url(tmp_path, tcp):
+    with EmbeddedRedis(directory=tmp_path, tcp=tcp) as server:
+        assert not server.restart_if_ended()
+        url, pid = server.url, server.pid
+        with open_client(url) as client:
+            client.set("key", "value")
+            os.kill(pid, signal.SIGKILL)
+            wait_for(server.restart_if_ended)
+            assert client.get("key") is None
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "volatile-ttl"}
+        assert server.url == url and not gone(server.pid) and server.pid != pid
+        path = Path(url.removeprefix("unix://"))
+        assert tcp or stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path):
     with pytest.raises(RedisStartError, match="ended with code 1"):
         EmbeddedRedis(directory=tmp_path, program=Path("/bin/false"))

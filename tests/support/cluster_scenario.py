@@ -106,11 +106,19 @@ class Scenario:
         seen["drain"] = self._baleen("drain", "prefill/0")
         seen["after_drain"] = self._await_ranks(_replaced("prefill/0", seen["after_kill"], len(before)))
         seen["answer_after_drain"] = asyncio.run(_generate())
+        server = next(
+            pid for pid, words in processes_here() if "/baleen-redis-" in words and not words.startswith("/bin/sh")
+        )
+        os.kill(server, signal.SIGKILL)
+        seen["after_redis"] = self._await_ranks(lambda ranks: len(ranks) == len(before))
+        seen["answer_after_redis"] = asyncio.run(_generate())
 
     def _ranks(self) -> list[dict[str, Any]]:
         code, output, _ = self._baleen("status", "--json")
         assert code == 0, output
-        ranks: list[dict[str, Any]] = json.loads(output)["ranks"]
+        status = json.loads(output)
+        # a server that was killed gives no answer for a moment
+        ranks: list[dict[str, Any]] = status["ranks"] if status["redis_error"] is None else []
         return ranks
 
     def _await_ranks(self, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ def test_others_read_what_the_holder_wrote():
         assert find_state("west").state == RunState(name="west", pid=os.getpid())
         # a longer text, then a shorter one, must not leave a rest
         file.write(RunState(name="west", pid=1, phase="starting", redis=RedisConfig(url="redis://" + "x" * 100)))
-        file.write(RunState(name="west", pid=1, phase="ready", address="h:1"))
-        assert find_running("west").address == "h:1"
+        file.write(RunState(name="west", pid=1, phase="ready", routers=("h:1", "h:2"), groups={"p": (1, 2)}))
+        found = find_running("west")
+        assert (found.routers, found.groups) == (("h:1", "h:2"), {"p": (1, 2)})
     with pytest.raises(ConfigError, match="no cluster named 'west' runs here"):
         find_state("west")
 

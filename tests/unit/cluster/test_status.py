@@ -48,7 +48,7 @@ LOAD = Load(
 
 
 def status(*ranks: RankStatus, **fields) -> ClusterStatus:
-    values = {"name": "default", "address": "h:9000", "router": "serving", "redis_error": None, **fields}
+    values = {"name": "default", "routers": {"h:9000": "serving"}, "groups": {}, "redis_error": None, **fields}
     return ClusterStatus(**values, ranks=ranks)
 
 
@@ -64,7 +64,14 @@ def test_a_line_for_each_rank_and_one_for_its_pool():
     ]
     assert lines[3].split()[6:12] == ["256", "0", "0", "0", "0", "0"] and lines[3].endswith("idle 8.0 s")
     assert lines[4].split()[:7] == ["decode", "all", "306", "40", "150", "10", "6"]
-    assert lines[4].endswith("1 group, 2 of 2 ranks well")
+    assert lines[4].endswith("1 of 1 group, 2 of 2 ranks well")
+
+
+def test_every_router_is_named_and_how_many_groups_a_pool_is_to_have():
+    routers = {"h:9000": "serving", "h:9001": "gives no answer (UNAVAILABLE)"}
+    text = status_text(status(RankStatus(info=info(0), step=1), routers=routers, groups={"decode": (1, 3)}))
+    assert text.startswith("cluster default: router h:9000 serving, h:9001 gives no answer (UNAVAILABLE)\n")
+    assert "1 of 3 groups, 1 of 1 ranks well" in text
 
 
 def test_what_is_wrong_is_said():

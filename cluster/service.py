@@ -1,0 +1,68 @@
+"""What Serve is asked to run and what it says of that, without Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baleen.errors import BaleenError, CheckpointError, ConfigError
+
+_FINAL = {kind.__name__: kind for kind in (ConfigError, CheckpointError)}
+_OURS = f"{BaleenError.__module__}."
+
+
+def service_name(cluster: str, part: str) -> str:
+    """Name of a pool's or the router's service; other clusters may run on the same Ray."""
+    return f"{cluster}-{part}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
+
+    leave_s: time that a replica may take to go.
+    """
+
+    name: str
+    kind: type
+    arguments: tuple[object, ...]
+    replicas: int
+    cpus: float = 0.0
+    bundles: Sequence[dict[str, float]] = ()
+    strategy: str = "PACK"
+    leave_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """How far a service is. state: Serve's own word. message: the last thing that went wrong, or an empty text."""
+
+    name: str
+    state: str
+    running: int
+    wanted: int
+    message: str
+
+    @property
+    def up(self) -> bool:
+        """Whether all replicas serve."""
+        return self.state == "HEALTHY" and self.running == self.wanted
+
+    @property
+    def given_up(self) -> bool:
+        """Whether Serve has tried often enough."""
+        return self.state == "DEPLOY_FAILED"
+
+    @property
+    def final_error(self) -> BaleenError | None:
+        """Why it will never start, however often it is tried: its configuration or its checkpoint is wrong."""
+        name, _, text = self.last_words.partition(": ")
+        kind = _FINAL.get(name)
+        return kind(text) if kind is not None else None
+
+    @property
+    def last_words(self) -> str:
+        """The error itself, from the traceback that Serve hands on."""
+        lines = [line.strip() for line in self.message.splitlines() if line.strip()]
+        ours = [line for line in lines if line.startswith(_OURS)]
+        return (ours or lines or ["no reason is known"])[-1].removeprefix(_OURS)

@@ -1,0 +1,94 @@
+"""What `baleen up` does beside its cluster: waits until it is up, says what changes, starts its Redis again.
+
+It asks Serve, and keeps nothing that Serve knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from baleen.errors import BaleenError
+from cluster.service import ServiceState
+
+POLL_S = 0.1
+WATCH_S = 1.0
+
+
+class Restartable(Protocol):
+    """The cluster's own Redis."""
+
+    def restart_if_ended(self) -> bool:
+        """Start it again if it has ended; returns whether that was so. Raises BaleenError if it does not start."""
+
+
+class Watch:
+    """Over the services of one cluster. Every pause is bounded, so that a signal is taken soon."""
+
+    def __init__(
+        self,
+        states: Callable[[], Sequence[ServiceState]],
+        *,
+        say: Callable[[str], None],
+        tell: Callable[[Sequence[ServiceState]], None],
+        redis: Restartable | None = None,
+        pause: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """say: for people, of changes. tell: gets the states after each look."""
+        self._states = states
+        self._say = say
+        self._tell = tell
+        self._redis = redis
+        self._pause = pause
+        self._now = now
+        self._known: dict[str, ServiceState] = {}
+        self._redis_failed = False
+
+    def until_up(self, timeout_s: float) -> None:
+        """Wait until every service is up. Raises the reason as soon as it is known that one never will be."""
+        deadline = self._now() + timeout_s
+        while waiting := [state for state in self._look() if not state.up]:
+            for state in waiting:
+                if state.final_error is not None:
+                    raise type(state.final_error)(f"{state.name} does not start: {state.final_error}")
+                if state.given_up:
+                    raise BaleenError(f"{state.name} does not start: {state.last_words}")
+            if self._now() > deadline:
+                raise BaleenError(f"{waiting[0].name} is not up in time: {waiting[0].state} {waiting[0].message}")
+            self._pause(POLL_S)
+
+    def forever(self) -> None:
+        """Say what changes, until `pause` or a signal raises."""
+        while True:
+            for state in self._look():
+                before = self._known.get(state.name)
+                if before is not None and (before.up, before.wanted) != (state.up, state.wanted):
+                    self._say(
+                        f"{state.name}: all {state.wanted} up again"
+                        if state.up
+                        else f"{state.name}: {state.running} of {state.wanted} up; {state.message or state.state}"
+                    )
+                self._known[state.name] = state
+            self._pause(WATCH_S)
+
+    def _look(self) -> Sequence[ServiceState]:
+        self._tend_redis()
+        states = self._states()
+        self._tell(states)
+        return states
+
+    def _tend_redis(self) -> None:
+        if self._redis is None:
+            return
+        try:
+            restarted = self._redis.restart_if_ended()
+        except BaleenError as error:
+            if not self._redis_failed:
+                self._say(f"redis has ended and does not start again: {error}")
+            self._redis_failed = True
+            return
+        if restarted:
+            self._say("redis had ended; started again, empty: ranks announce their blocks anew")
+        self._redis_failed = False

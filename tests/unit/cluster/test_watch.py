@@ -1,0 +1,94 @@
+"""Watching a cluster: up or the reason why not, changes said once, Redis started again."""
+
+import pytest
+
+from baleen.errors import BaleenError, CheckpointError, ConfigError
+from cluster.service import ServiceState
+from cluster.watch import Watch
+
+TRACEBACK = """A replica failed to start with exception. Retrying 2 more time(s). Error:
+Traceback (most recent call last):
+  File "python/ray/_raylet.pyx", line 1, in ray._raylet.execute_task
+  File "/srv/cluster/group.py", line 241, in __init__
+    raise self._explain()
+baleen.errors.{}
+"""
+
+
+class Enough(Exception):
+    """The test has seen what it wanted."""
+
+
+def watch(looks, *, redis=None):
+    """A watch that sees one list of states a look, and what it says."""
+    said, told = [], []
+    looks = iter(looks)
+
+    def states():
+        try:
+            return next(looks)
+        except StopIteration:
+            raise Enough from None
+
+    times = iter(range(1000))
+    made = Watch(states, say=said.append, tell=told.append, redis=redis, pause=lambda _: None, now=lambda: next(times))
+    return made, said, told
+
+
+def state(running, wanted, word="UPDATING", message=""):
+    return ServiceState("default-decode", word, running, wanted, message)
+
+
+UP = state(2, 2, "HEALTHY")
+
+
+def test_it_is_up_when_all_is():
+    made, _, told = watch([[state(0, 2)], [state(1, 2)], [UP]])
+    made.until_up(100.0)
+    assert told == [[state(0, 2)], [state(1, 2)], [UP]]
+
+
+@pytest.mark.parametrize("kind", [ConfigError, CheckpointError])
+def test_what_no_further_try_can_mend_is_final(kind):
+    made, _, _ = watch([[state(0, 2)], [state(0, 2, message=TRACEBACK.format(f"{kind.__name__}: rank 0: x is 3: no"))]])
+    with pytest.raises(kind, match="default-decode does not start: rank 0: x is 3: no"):
+        made.until_up(100.0)
+
+
+def test_what_may_pass_is_tried_until_serve_gives_up():
+    message = TRACEBACK.format("EpochEnded: rank 1 was killed by SIGKILL")
+    made, _, told = watch([[state(0, 2, message=message)], [state(0, 2, "DEPLOY_FAILED", message)]])
+    with pytest.raises(BaleenError, match="does not start: EpochEnded: rank 1 was killed by SIGKILL") as caught:
+        made.until_up(100.0)
+    assert type(caught.value) is BaleenError and len(told) == 2
+
+
+def test_the_wait_is_bounded():
+    made, _, _ = watch([[state(1, 2)]] * 1000)
+    with pytest.raises(BaleenError, match="default-decode is not up in time: UPDATING"):
+        made.until_up(10.0)
+
+
+def test_a_change_is_said_once():
+    lost = state(1, 2, "UNHEALTHY", "rank 1 was killed")
+    made, said, _ = watch([[UP], [UP], [lost], [lost], [UP]])
+    with pytest.raises(Enough):
+        made.forever()
+    assert said == ["default-decode: 1 of 2 up; rank 1 was killed", "default-decode: all 2 up again"]
+
+
+def test_redis_is_started_again_and_a_failure_said_once():
+    class Redis:
+        answers = iter([False, True, BaleenError("no memory"), BaleenError("no memory"), True])
+
+        def restart_if_ended(self):
+            answer = next(self.answers)
+            if isinstance(answer, BaleenError):
+                raise answer
+            return answer
+
+    made, said, _ = watch([[UP]] * 4, redis=Redis())
+    with pytest.raises(Enough):
+        made.forever()
+    again = "redis had ended; started again, empty: ranks announce their blocks anew"
+    assert said == [again, "redis has ended and does not start again: no memory", again]
