@@ -68,9 +68,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             await self._serve(job, context)
         except BaleenError as error:
             await abort(context, error)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            # where not the call but something that it waited for was cancelled, the client waits for an answer
             self._log.error("request failed by a fault of the router", error=repr(error))
             await abort(context, BaleenError("internal error of the router; its log has more"))
 

@@ -271,6 +271,11 @@ class RankSession:
             reply = await stub.Reserve(request, timeout=wait_s)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
+        except asyncio.CancelledError:
+            # the end of the session cancels the calls of its channel; who waits for this one was not cancelled
+            if self._lost is None:
+                raise
+            raise NotReady(f"rank {self.address} is lost: {self._lost}") from None
         return Reservation(
             ticket=reply.ticket,
             transfer_address=reply.transfer_address,

@@ -148,6 +148,23 @@ class SlowReserve(FakeRank):
         return await super().Reserve(request, context)
 
 
+def test_a_rank_that_is_lost_while_it_reserves_is_left_for_another():
+    async def scenario():
+        prefill = FakeRank(role="prefill")
+        first, second = in_turn([SlowReserve(role="decode"), SlowReserve(role="decode")])
+        second.answer.set()
+        ranks = [prefill, first, second]
+        async with router_with(ranks, policy="round_robin", parameters=NO_SHORT_CUT) as client:
+            task = asyncio.create_task(client.generate(request(PROMPT), timeout=30))
+            await eventually(first.asked.is_set)
+            first.end("cut")
+            assert (await task).tokens == {0: fake_tokens(PROMPT, 8)}
+            first.answer.set()
+            await at_rest(prefill, second)
+
+    run(scenario())
+
+
 async def stuck_in(phase):
     """A prefill and a decode rank where a request gets as far as `phase`, and a condition that says that it has."""
     prefill, decode = FakeRank(role="prefill"), SlowReserve(role="decode")
