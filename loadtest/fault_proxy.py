@@ -99,6 +99,11 @@ class FaultProxy:
         """Connections that stand."""
         return len(self._links)
 
+    @property
+    def num_held(self) -> int:
+        """Connections of which nothing passes until `release`."""
+        return sum(not link.open.is_set() for link in self._links)
+
     async def accept(self) -> None:
         """Listen, from the start or again after `refuse`."""
         if self._server is None:
@@ -190,16 +195,24 @@ class FaultProxy:
             await self._note()
 
     async def _pump(self, link: _Link, direction: Direction, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(_CHUNK_BYTES):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 while data:
                     data = await self._pass(link, direction, data)
-            if link.swallows and direction == "down":
-                await link.over.wait()
+            await self._until_loud(link, direction)
             with contextlib.suppress(OSError, RuntimeError):
                 link.writer(direction).write_eof()
+        except OSError:
+            await self._until_loud(link, direction)
+            link.end(reset=True)
+
+    async def _until_loud(self, link: _Link, direction: Direction) -> None:
+        """The end of one side is told to the other, unless nothing passes any more."""
+        await link.open.wait()
+        if link.swallows and direction == "down":
+            await link.over.wait()
 
     async def _pass(self, link: _Link, direction: Direction, data: bytes) -> bytes:
         """Pass `data` on up to the next fault, which happens; what is left then."""

@@ -21,7 +21,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 REPO = Path(__file__).resolve().parents[2]
-_PRELOAD = ["pytest", "torch", "torch.distributed", "workers.parallel.join", "tests.support.group_programs"]
+FORK_PRELOAD = [
+    "pytest",
+    "torch",
+    "torch.distributed",
+    "workers.parallel.join",
+    "workers.startup",
+    "workers.server_thread",
+    "workers.cache.announce",
+    "workers.main",
+    "router.main",
+    "tests.support.group_programs",
+    "tests.support.forked",
+]
+"""What the server imports that tests fork from; one for all of them, as there is one server."""
 
 
 class _Exits(Protocol):
@@ -134,7 +147,7 @@ class Nursery:
     def fork(self, name: str, target: Callable[..., None], *args: Any) -> Child:
         """Start `target(*args)` in a fork of a process that has imported torch already: 50 ms instead of 3 s."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload(FORK_PRELOAD)
         receiver, sender = context.Pipe(duplex=False)
         errors = self._new_file(name)
         process = context.Process(target=_run_forked, args=(sender, str(errors), target, args), name=name, daemon=True)

@@ -1,0 +1,179 @@
+"""What happens to requests when parts die: every class of fault in every phase, with real processes; a table.
+
+    python -m benchmarks.fault_table [--trials 20] [--classes NAME ...] [--phases NAME ...] [--json FILE] [--page FILE]
+
+Two prefill and two decode groups (EP 2 and EP 1 each), two routers and a Valkey, each a process of its own, without
+Ray: a supervisor here replaces what has ended. In each trial requests of all kinds are in flight (greedy, seeded,
+n = 2, a stop text, log-probabilities) when one fault comes in one phase. Afterwards every request must have ended
+once, within its deadline, with the tokens, texts and ends of the fault-free run; every rank must report that it holds
+no block for anybody; no other group may have ended; and what ended must be back.
+
+The trials go round: the first of every cell, then the second. --json is written after each round, and cells that
+stand in it already are kept unless they are measured again, so that a run can be continued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.support.fault_calls import Reference, take_reference
+from tests.support.fault_cluster import FaultCluster
+from tests.support.fault_phases import PHASES
+from tests.support.fault_trials import CLASSES, Trial, run_trial
+from tests.support.tiny_checkpoint import make_tiny
+
+COLUMNS = [
+    "class",
+    "phase",
+    "trials",
+    "requests",
+    "failed",
+    "token-identical",
+    "detection s",
+    "recovery s",
+    "pause s",
+    "leaked blocks",
+    "others disturbed",
+]
+Cell = tuple[str, str]
+
+
+class Bench:
+    """A cluster that is made anew when a trial leaves it broken."""
+
+    def __init__(self, checkpoint: Path, directory: Path) -> None:
+        self._checkpoint = checkpoint
+        self._directory = directory
+        self._stack = AsyncExitStack()
+        self._cluster: FaultCluster | None = None
+        self._reference: Reference | None = None
+        self._count = 0
+
+    async def trial(self, cell: Cell, number: int) -> Trial:
+        """One trial; one that breaks the cluster is a trial that failed."""
+        if self._cluster is None or self._reference is None:
+            self._count += 1
+            directory = self._directory / str(self._count)
+            directory.mkdir()
+            self._cluster = await self._stack.enter_async_context(FaultCluster(self._checkpoint, directory))
+            self._reference = await take_reference(self._cluster)
+        try:
+            return await run_trial(self._cluster, self._reference, CLASSES[cell[0]], cell[1], number)
+        except (TimeoutError, RuntimeError, AssertionError) as error:
+            await self.close()
+            return Trial(*cell, failed=[f"the cluster did not come back: {error!r}"])
+
+    async def close(self) -> None:
+        """End everything."""
+        self._cluster = None
+        await self._stack.aclose()
+
+
+async def measure(cells: list[Cell], trials: int, results: dict[str, Any], out: Path | None) -> None:
+    """Fill `results` by class and phase."""
+    done: dict[Cell, list[Trial]] = {cell: [] for cell in cells}
+    with tempfile.TemporaryDirectory(prefix="baleen-faults-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        bench = Bench(make_tiny(directory / "checkpoint"), directory)
+        try:
+            for number in range(trials):
+                begin = time.monotonic()
+                for cell in cells:
+                    trial = await bench.trial(cell, number)
+                    done[cell].append(trial)
+                    for problem in trial.failed + trial.differences + trial.disturbed:
+                        sys.stderr.write(f"{cell[0]}, {cell[1]}, trial {number}: {problem[:1500]}\n")
+                    results[f"{cell[0]} | {cell[1]}"] = summarise(done[cell])
+                if out is not None:
+                    await asyncio.to_thread(out.write_text, json.dumps(results, indent=1) + "\n")
+                sys.stderr.write(f"round {number + 1} of {trials}: {time.monotonic() - begin:.0f} s\n")
+        finally:
+            await bench.close()
+
+
+def summarise(trials: list[Trial]) -> dict[str, Any]:
+    """One row, with every problem in words."""
+    requests = sum(trial.requests for trial in trials)
+    failed = [text for trial in trials for text in trial.failed]
+    differences = [text for trial in trials for text in trial.differences]
+    return {
+        "class": trials[0].class_name,
+        "phase": trials[0].phase,
+        "trials": len(trials),
+        "requests": requests,
+        "failed": len(failed),
+        "token-identical": requests - len(failed) - len(differences),
+        "detection s": spread([trial.detection_s for trial in trials]),
+        "recovery s": spread([trial.recovery_s for trial in trials]),
+        "pause s": spread([trial.pause_s for trial in trials]),
+        "leaked blocks": sum(trial.leaked_blocks for trial in trials),
+        "others disturbed": sum(len(trial.disturbed) for trial in trials),
+        "phase missed": sum(trial.missed for trial in trials),
+        "problems": [text[:500] for trial in trials for text in trial.failed + trial.differences + trial.disturbed],
+        "trial": [asdict(trial) for trial in trials],
+    }
+
+
+def spread(values: list[float | None]) -> list[float] | None:
+    """Median and maximum of those that are there."""
+    there = [value for value in values if value is not None]
+    return [round(statistics.median(there), 3), round(max(there), 3)] if there else None
+
+
+def table(results: dict[str, Any]) -> str:
+    """All rows as Markdown, in the order of the classes and phases."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    for name, fault in CLASSES.items():
+        for phase in fault.phases:
+            row = results.get(f"{name} | {phase}")
+            if row is not None:
+                lines.append(f"| {' | '.join(_cell(row, column) for column in COLUMNS)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    value = row[column]
+    if column == "token-identical":
+        cancelled = row["class"] == "client cancel"
+        return "all cancelled" if cancelled else f"{100 * value / max(1, row['requests']):.4g} %"
+    if isinstance(value, list):
+        return f"{value[0]:.2f} / {value[1]:.2f}"
+    return "-" if value is None else str(value)
+
+
+def main() -> None:
+    """Measure, print the table, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--classes", nargs="+", choices=CLASSES, default=list(CLASSES), metavar="NAME")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, metavar="NAME")
+    parser.add_argument("--json", type=Path, help="results, read first if it is there")
+    parser.add_argument("--page", type=Path, help="the table as Markdown")
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    if options.json is not None and options.json.exists():
+        results = json.loads(options.json.read_text())
+    cells = [(name, phase) for name in options.classes for phase in CLASSES[name].phases if phase in options.phases]
+    sys.stderr.write(f"{len(cells)} cells, {options.trials} trials each; load average {os.getloadavg()[0]:.1f}\n")
+    asyncio.run(measure(cells, options.trials, results, options.json))
+    text = table(results)
+    if options.page is not None:
+        options.page.write_text(text)
+    sys.stdout.write(text)
+    failed = sum(row["failed"] + row["leaked blocks"] + row["others disturbed"] for row in results.values())
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,509 @@
+"""A cluster of real processes without Ray, for faults: groups that are replaced when they end, routers, a Redis.
+
+Between routers and ranks, and between ranks, stand fault proxies: every rank advertises them instead of itself. Each
+part has a fixed address in a loopback network of this cluster's own, so that a replacement is found where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from baleen.clock import SystemClock
+from baleen.ids import new_epoch
+from baleen.reports import Load
+from baleen.v1 import inference_pb2_grpc, worker_pb2, worker_pb2_grpc
+from baleen.wire.channel import open_channel
+from baleen.wire.reports import load_from_proto
+from cluster.embedded import find_server
+from loadtest.fault_proxy import FaultProxy
+from router.breaker import Breaker
+from router.index import PrefixIndex
+from router.index import open_client as open_index_client
+from tests.support.forked import ForkedProcess, rank_program, router_program, start_fork_server
+
+NUM_BLOCKS = 18
+READY_S = 60.0
+SETTLE_S = 5.0
+"""How long the rest of a group may live after its first rank has ended."""
+
+CLUSTER = "faults"
+HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 2.0, "collective_timeout_s": 10.0}
+TRANSFER_WAIT_S = 1.0
+PATCH = {
+    "workers.transfer.sender": {"IO_TIMEOUT_S": TRANSFER_WAIT_S, "CONNECT_TIMEOUT_S": TRANSFER_WAIT_S},
+    "workers.transfer.receiver": {"BLOCK_TIMEOUT_S": TRANSFER_WAIT_S, "HANDSHAKE_TIMEOUT_S": TRANSFER_WAIT_S},
+}
+"""Limits that are constants of the code, shortened so that a trial takes seconds."""
+
+SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 2.0, "unary_s": 2.0}
+RESERVE_S = 3.0
+
+
+class Changes:
+    """Wakes all who wait for a condition whenever something may have changed."""
+
+    def __init__(self) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        """Something happened."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> float:
+        """Wait for `condition`; returns when it held (time.monotonic). Raises TimeoutError that says `what`."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                async with asyncio.timeout_at(deadline - time.monotonic() + asyncio.get_running_loop().time()):
+                    await waiter
+            except TimeoutError:
+                raise TimeoutError(f"not within {timeout_s:g} s: {what}") from None
+            finally:
+                self._waiters.discard(waiter)
+        return time.monotonic()
+
+
+class Rank:
+    """A place in a group, and who has it now. door: before its gRPC server, dock: before its transfer port."""
+
+    def __init__(self, cluster: FaultCluster, group: Group, number: int, host: str) -> None:
+        self._cluster = cluster
+        self.group = group
+        self.number = number
+        self.name = f"{group.name}-{number}"
+        self.listen, self.takes = f"{host}:7001", f"{host}:7002"
+        self.door = FaultProxy(f"{host}:7003", self.listen)
+        self.dock = FaultProxy(f"{host}:7004", self.takes)
+        self.process: ForkedProcess | None = None
+        self.started_at = 0.0
+        self.load: Load | None = None
+        self.events: list[dict[str, Any]] = []
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def living(self) -> ForkedProcess:
+        """The process."""
+        assert self.process is not None
+        return self.process
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether its own report says that nothing runs, waits, or is kept for anybody."""
+        load = self.load
+        return load is not None and (load.num_running, load.num_waiting, self.num_missing) == (0, 0, 0)
+
+    @property
+    def num_missing(self) -> int:
+        """Blocks that are neither free nor only cached: held, lent or arriving."""
+        return NUM_BLOCKS - self.load.free_blocks if self.load is not None else 0
+
+    def start(self, epoch: str, rendezvous: Path) -> None:
+        group, directory = self.group, self._cluster.directory
+        config = {
+            "model": {"path": str(self._cluster.checkpoint), "num_threads": 1},
+            "cache": {"num_blocks": NUM_BLOCKS},
+            "engine": {"max_chunk_tokens": 64, "max_batch_tokens": 256, "max_running": 8, "audit": "step"},
+            "serve": {
+                "listen": self.listen,
+                "advertise": self.door.address,
+                "transfer_listen": self.takes,
+                "transfer_advertise": self.dock.address,
+                "role": group.role,
+                "pool": group.role,
+                "group": group.name,
+                "redis_url": self._cluster.redis.url,
+                "cluster": CLUSTER,
+            },
+            "parallel": {
+                "rank": self.number,
+                "world_size": len(group.ranks),
+                "epoch": epoch,
+                "rendezvous": f"file://{rendezvous}",
+                **HEARTBEAT,
+            },
+        }
+        path = directory / f"{self.name}.json"
+        path.write_text(json.dumps({"rank": config, "patch": PATCH}))
+        self.events, self.load, self.started_at = [], None, time.monotonic()
+        self.process = ForkedProcess(self.name, rank_program, path, directory / f"{self.name}.log", self._take)
+
+    def is_ready(self) -> bool:
+        return any(event["type"] == "ready" for event in self.events)
+
+    async def watch(self) -> None:
+        """Follow its reports, on a session of our own that no proxy disturbs."""
+        opened = asyncio.Event()
+        self._watch = asyncio.create_task(self._follow(opened))
+        async with asyncio.timeout(READY_S):
+            await opened.wait()
+
+    async def _follow(self, opened: asyncio.Event) -> None:
+        channel = open_channel(self.listen)
+        stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+        call = stub.Session()
+        try:
+            await call.write(worker_pb2.SessionRequest(health_query=worker_pb2.HealthQuery()))
+            async for message in call:
+                opened.set()
+                if message.HasField("step_report"):
+                    self.load = load_from_proto(message.step_report.load)
+                    self._cluster.changes.notify()
+        except grpc.aio.AioRpcError:
+            pass
+        finally:
+            call.cancel()
+            await channel.close(None)
+
+    async def end_watch(self) -> None:
+        if self._watch is not None:
+            watch, self._watch = self._watch, None
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    def _take(self, line: str) -> None:
+        self.events.append(json.loads(line))
+        self._cluster.changes.notify()
+
+
+class Group:
+    """Ranks that live and die together; started again, whole, whenever they have ended, as Serve does."""
+
+    def __init__(self, cluster: FaultCluster, name: str, role: str, ep: int, first_host: int) -> None:
+        self._cluster = cluster
+        self.name = name
+        self.role = role
+        self.ranks: list[Rank] = []
+        self.ranks += [Rank(cluster, self, number, cluster.host(first_host + number)) for number in range(ep)]
+        self.lives = 0
+        self.is_up = False
+        self.codes: list[int] = []
+        self.num_forced = 0
+        self._leaving = False
+
+    async def run(self) -> None:
+        """Form, watch and form again, until told to leave."""
+        while not self._leaving:
+            await self._form()
+            await asyncio.wait(
+                [asyncio.create_task(rank.living.ended.wait()) for rank in self.ranks],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            self.is_up = False
+            self._cluster.changes.notify()
+            await self._see_out()
+
+    async def _form(self) -> None:
+        rendezvous = self._cluster.directory / f"{self.name}.rendezvous-{self.lives}"
+        self.lives += 1
+        for rank in self.ranks:
+            rank.start(new_epoch() if len(self.ranks) == 1 else f"{self.name}-{self.lives}-{id(self)}", rendezvous)
+
+        def settled() -> bool:
+            return all(rank.is_ready() or rank.living.code is not None for rank in self.ranks)
+
+        await self._cluster.changes.until(settled, READY_S, f"{self.name} is ready")
+        if any(rank.living.code is not None for rank in self.ranks):
+            await self._see_out()
+            raise RuntimeError(f"{self.name} did not form: {[rank.events[-1:] for rank in self.ranks]}")
+        await asyncio.gather(*(rank.watch() for rank in self.ranks))
+        self.is_up = True
+        self._cluster.changes.notify()
+
+    async def _see_out(self) -> None:
+        """The others end by themselves; so does one that was stopped, once it goes on."""
+        for rank in self.ranks:
+            # let those that are left learn of it before the stopped one speaks again
+            if rank.living.code is None and not rank.living.is_stopped:
+                with contextlib.suppress(TimeoutError):
+                    await rank.living.wait(SETTLE_S)
+        for rank in self.ranks:
+            rank.living.send(signal.SIGCONT)
+        for rank in self.ranks:
+            try:
+                await rank.living.wait(SETTLE_S)
+            except TimeoutError:
+                self.num_forced += 1
+                await rank.living.kill()
+            await rank.end_watch()
+        self.codes = [code for rank in self.ranks if (code := rank.living.code) is not None]
+
+    async def leave(self) -> None:
+        """End for good."""
+        self._leaving = True
+        for rank in self.ranks:
+            if rank.process is not None:
+                await rank.process.kill()
+                await rank.end_watch()
+
+
+class RouterReplica:
+    """A router process, started again when it ends.
+
+    found: rank address to when it was found last. num_found: lives of a rank there that it has a session to; the loss
+    of an old one may come after the new one was found.
+    """
+
+    def __init__(self, cluster: FaultCluster, name: str, host: str) -> None:
+        self._cluster = cluster
+        self.name = name
+        self.address = f"{host}:7000"
+        self.process: ForkedProcess | None = None
+        self.found: dict[str, float] = {}
+        self.num_found: Counter[str] = Counter()
+        self.losses: list[tuple[float, str]] = []
+        self.is_up = False
+        self.lives = 0
+        self.channel: grpc.aio.Channel | None = None
+        self.stub: Any = None
+        self._leaving = False
+        self._log = (cluster.directory / f"{name}.log").open("a", buffering=1)
+
+    @property
+    def living(self) -> ForkedProcess:
+        """The process."""
+        assert self.process is not None
+        return self.process
+
+    async def run(self) -> None:
+        """Start, watch and start again."""
+        directory = self._cluster.directory
+        path = directory / f"{self.name}.json"
+        config = {
+            "listen": self.address,
+            "redis_url": self._cluster.redis.url,
+            "cluster": CLUSTER,
+            "model": str(self._cluster.checkpoint),
+            "policy": "round_robin",
+            "session": SESSION,
+            "limits": {"reserve_s": RESERVE_S},
+            # faults come here a thousand times as often as the default store of retries is made for
+            "retry_share": 8.0,
+        }
+        path.write_text(json.dumps(config))
+        while not self._leaving:
+            self.found, self.num_found, self.lives = {}, Counter(), self.lives + 1
+            self.process = ForkedProcess(self.name, router_program, path, directory / f"{self.name}.err", self._take)
+            await self.process.ended.wait()
+            self.is_up = False
+            self._cluster.changes.notify()
+            await self._drop_channel()
+
+    def knows(self, rank: Rank) -> bool:
+        """Whether it has a session to the present life of a rank."""
+        address = rank.door.address
+        return self.num_found[address] >= 1 and self.found[address] >= rank.started_at
+
+    async def leave(self) -> None:
+        """End for good."""
+        self._leaving = True
+        if self.process is not None:
+            await self.process.kill()
+        await self._drop_channel()
+        self._log.close()
+
+    async def _drop_channel(self) -> None:
+        if self.channel is not None:
+            channel, self.channel = self.channel, None
+            await channel.close(None)
+
+    def _take(self, line: str) -> None:
+        if not self._log.closed:
+            self._log.write(line + "\n")
+        if "router listens" in line:
+            self.channel = open_channel(self.address)
+            self.stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+            self.is_up = True
+        elif (address := re.search(r"127\.\d+\.\d+\.\d+:7003", line)) and "rank found" in line:
+            self.found[address[0]] = time.monotonic()
+            self.num_found[address[0]] += 1
+        elif address and "rank lost" in line:
+            self.num_found[address[0]] -= 1
+            self.losses.append((time.monotonic(), address[0]))
+        self._cluster.changes.notify()
+
+
+class RedisServer:
+    """A server at a fixed address that keeps nothing."""
+
+    def __init__(self, host: str, directory: Path) -> None:
+        self._host = host
+        self._directory = directory
+        self.url = f"redis://{host}:6399/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        command = [str(find_server()), "--bind", self._host, "--port", "6399", "--save", "", "--appendonly", "no"]
+        command += ["--dir", str(self._directory), "--loglevel", "warning"]
+        with (self._directory / "redis.log").open("ab") as log:
+            self.process = await asyncio.to_thread(
+                subprocess.Popen, command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection(self._host, 6399)
+                except OSError:
+                    await asyncio.sleep(0.01)
+                    continue
+                writer.close()
+                return
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the server."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the system says that it is stopped."""
+        assert self.process is not None
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    def kill(self) -> int:
+        """End it; returns its exit code."""
+        if self.process is None:
+            return 0
+        self.process.kill()
+        return self.process.wait(10)
+
+
+class FaultCluster:
+    """Everything; an async context manager. ep: ranks of each group of the two pools."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        directory: Path,
+        *,
+        prefill: tuple[int, ...] = (2, 1),
+        decode: tuple[int, ...] = (2, 1),
+        routers: int = 2,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.directory = directory
+        self.changes = Changes()
+        self._network = _free_network()
+        self.redis = RedisServer(self.host(1), directory)
+        self.groups: list[Group] = []
+        host = 10
+        for role, sizes in (("prefill", prefill), ("decode", decode)):
+            for number, ep in enumerate(sizes):
+                self.groups.append(Group(self, f"{role}-{number}", role, ep, host))
+                host += ep
+        self.routers = [RouterReplica(self, f"router-{number}", self.host(100 + number)) for number in range(routers)]
+        self.index: PrefixIndex | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def host(self, number: int) -> str:
+        """An address of this cluster's own."""
+        return f"{self._network}.{number}"
+
+    @property
+    def ranks(self) -> list[Rank]:
+        """All ranks."""
+        return [rank for group in self.groups for rank in group.ranks]
+
+    def group(self, name: str) -> Group:
+        """The group of that name."""
+        return next(group for group in self.groups if group.name == name)
+
+    async def __aenter__(self) -> FaultCluster:
+        start_fork_server()
+        try:
+            await self.redis.start()
+            client = open_index_client(self.redis.url)
+            self.index = PrefixIndex(client, CLUSTER, Breaker(SystemClock()))
+            for rank in self.ranks:
+                await rank.door.accept()
+                await rank.dock.accept()
+            self._tasks = [asyncio.create_task(part.run()) for part in (*self.groups, *self.routers)]
+            await self.whole(2 * READY_S)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(part.leave() for part in (*self.groups, *self.routers)))
+        for rank in self.ranks:
+            await rank.door.__aexit__()
+            await rank.dock.__aexit__()
+        if self.index is not None:
+            await self.index.close()
+        self.redis.kill()
+
+    def failed_part(self) -> str:
+        """What a supervisor of ours died of, or an empty text."""
+        return "; ".join(repr(task.exception()) for task in self._tasks if task.done() and not task.cancelled())
+
+    def is_whole(self) -> bool:
+        """Every group serves, every router runs and has found every rank of now."""
+        if failed := self.failed_part():
+            raise RuntimeError(failed)
+        return all(group.is_up for group in self.groups) and all(
+            router.is_up and all(router.knows(rank) for rank in self.ranks) for router in self.routers
+        )
+
+    async def whole(self, timeout_s: float = 60.0) -> float:
+        """Wait until everything is there and known; returns since when. Raises TimeoutError."""
+        try:
+            return await self.changes.until(self.is_whole, timeout_s, "the cluster is whole")
+        except TimeoutError as error:
+            groups = {group.name: group.is_up for group in self.groups}
+            unknown = {
+                router.name: [rank.name for rank in self.ranks if not router.knows(rank)] for router in self.routers
+            }
+            raise TimeoutError(f"{error}; groups {groups}, routers miss {unknown}") from None
+
+    def is_at_rest(self) -> bool:
+        """Every rank that is up reports that it holds nothing."""
+        return all(rank.is_at_rest for rank in self.ranks)
+
+    async def leases(self, count: int, timeout_s: float) -> float:
+        """Wait until Redis knows so many ranks; returns when that was."""
+        assert self.index is not None
+        async with asyncio.timeout(timeout_s):
+            while True:
+                members = await self.index.members()
+                if members is not None and len(members) >= count:
+                    return time.monotonic()
+                await asyncio.sleep(0.02)
+
+
+def _free_network() -> str:
+    """Three bytes of a loopback network that nobody uses."""
+    while True:
+        network = f"127.{random.randrange(20, 250)}.{random.randrange(1, 250)}"
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((f"{network}.1", 6399))
+            except OSError:
+                continue
+            return network
