@@ -113,8 +113,12 @@ class Rank:
 
     @property
     def num_missing(self) -> int:
-        """Blocks that are neither free nor only cached: held, lent or arriving."""
-        return NUM_BLOCKS - self.load.free_blocks if self.load is not None else 0
+        """Blocks that are held, lent or arriving, and any that the rank's own counts do not account for."""
+        load = self.load
+        if load is None:
+            return 0
+        kept = load.held_blocks + load.lent_blocks + load.arriving_blocks
+        return kept + abs(NUM_BLOCKS - load.free_blocks - kept)
 
     def start(self, epoch: str, rendezvous: Path) -> None:
         group, directory = self.group, self._cluster.directory
@@ -130,7 +134,7 @@ class Rank:
                 "role": group.role,
                 "pool": group.role,
                 "group": group.name,
-                "redis_url": self._cluster.redis.url,
+                "redis": {"url": self._cluster.redis.url},
                 "cluster": CLUSTER,
             },
             "parallel": {
@@ -289,7 +293,7 @@ class RouterReplica:
         path = directory / f"{self.name}.json"
         config = {
             "listen": self.address,
-            "redis_url": self._cluster.redis.url,
+            "redis": {"url": self._cluster.redis.url},
             "cluster": CLUSTER,
             "model": str(self._cluster.checkpoint),
             "policy": "round_robin",
