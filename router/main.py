@@ -34,6 +34,9 @@ from router.retry import RetryBudget
 from router.service import InferenceService
 from router.sessions import RankSessions
 
+SETTLE_S = 0.1
+"""Before it stops to listen: for calls that have come and wait to be taken, which would end as cancelled otherwise."""
+
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 
@@ -128,8 +131,11 @@ class Router:
         """Take no new requests, let the running ones end for `drain_s` seconds, then end them, and leave."""
         self._service.leaving = True
         await self._health.enter_graceful_shutdown()
+        drain_s = self._config.drain_timeout_s if drain_s is None else drain_s
+        if drain_s > 0:
+            await asyncio.sleep(SETTLE_S)
         if self._server is not None:
-            await self._server.stop(self._config.drain_timeout_s if drain_s is None else drain_s)
+            await self._server.stop(drain_s)
         self._admission.close()
         if self._watch is not None:
             self._watch.cancel()

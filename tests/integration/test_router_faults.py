@@ -165,6 +165,21 @@ def test_a_rank_that_is_lost_while_it_reserves_is_left_for_another():
     run(scenario())
 
 
+def test_calls_that_come_while_the_router_leaves_are_answered():
+    async def scenario():
+        async with router_with([FakeRank()]) as client:
+            tasks = [asyncio.create_task(client.generate(request(PROMPT), timeout=30)) for _ in range(100)]
+            await eventually(lambda: client.router.num_active > 0)
+            await client.router.stop(20.0)
+            for answer in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(answer, grpc.aio.AioRpcError):
+                    assert answer.code() is grpc.StatusCode.UNAVAILABLE
+                else:
+                    assert answer.tokens == {0: fake_tokens(PROMPT, 8)}
+
+    run(scenario())
+
+
 async def stuck_in(phase):
     """A prefill and a decode rank where a request gets as far as `phase`, and a condition that says that it has."""
     prefill, decode = FakeRank(role="prefill"), SlowReserve(role="decode")
