@@ -13,7 +13,8 @@ import grpc
 from baleen.v1 import common_pb2, inference_pb2
 from loadtest.fault_proxy import Fault
 from tests.support.fault_calls import Call
-from tests.support.fault_cluster import FaultCluster, Group, Rank
+from tests.support.fault_cluster import FaultCluster
+from tests.support.fault_group import Group, Rank
 
 PHASES = ["queued", "prefilling", "transferring", "decoding", "draining"]
 _STEPS = {"queued", "reserving", "prefilling", "decoding", "moving"}

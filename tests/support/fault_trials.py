@@ -11,7 +11,8 @@ from functools import partial
 
 from loadtest.fault_proxy import Fault, Kind
 from tests.support.fault_calls import DEADLINE_S, Call, Reference, new_calls
-from tests.support.fault_cluster import FaultCluster, Group, Rank, RedisServer
+from tests.support.fault_cluster import FaultCluster, RedisServer
+from tests.support.fault_group import Group, Rank
 from tests.support.fault_phases import PHASES, Missed, Probe, let_go, prepare, reach, story_of
 from tests.support.forked import ForkedProcess
 
