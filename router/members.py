@@ -1,6 +1,11 @@
 """The ranks that a router knows: from their leases, their reports, and what the router itself has sent them.
 
 One snapshot of it serves every policy. Losing Redis removes nobody: a rank then goes when its session fails.
+
+Several routers do not tell each other what they send. Until a rank reports, after each of its steps, each router counts
+only its own requests beside the last report, so that R routers send a rank with less to do than the others at most R
+times what would fill the gap, and a few near ties; among equal ranks, which chance spreads, queues come to differ by no
+more than 2 R requests. One report later all know. No block is booked twice: a rank refuses what it has no room for.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from baleen.errors import BaleenError, NotReady
 from baleen.ids import Incarnation, RequestId
 from baleen.reports import Load, RankInfo
 from baleen.v1 import worker_pb2, worker_pb2_grpc
-from baleen.wire.channel import open_channel
+from baleen.wire.channel import SESSION_KEY, open_channel
 from baleen.wire.errors import error_from_failure, error_from_rpc
 from baleen.wire.reports import info_from_proto, load_from_proto, output_from_proto
 from baleen.wire.sampling import sampling_to_proto
@@ -67,6 +68,8 @@ class RankSession:
         self._times = times
         self._on_load = on_load
         self._mailboxes: dict[RequestId, Mailbox] = {}
+        # what is reserved under this name ends with the session, should this router not live to release it
+        self._metadata = ((SESSION_KEY, secrets.token_hex(8)),)
         self._outbox: asyncio.Queue[worker_pb2.SessionRequest | None] = asyncio.Queue()
         self._channel: grpc.aio.Channel | None = None
         self._stub: worker_pb2_grpc.WorkerServiceAsyncStub | None = None
@@ -102,7 +105,7 @@ class RankSession:
         return cause
 
     async def _follow(self, stub: worker_pb2_grpc.WorkerServiceAsyncStub, on_open: Callable[[], None]) -> None:
-        call = stub.Session(self._outgoing())
+        call = stub.Session(self._outgoing(), metadata=self._metadata)
         watch: asyncio.Task[None] | None = None
         try:
             messages = aiter(call)
@@ -268,7 +271,7 @@ class RankSession:
         self, stub: worker_pb2_grpc.WorkerServiceAsyncStub, request: worker_pb2.ReserveRequest, wait_s: float
     ) -> Reservation:
         try:
-            reply = await stub.Reserve(request, timeout=wait_s)
+            reply = await stub.Reserve(request, timeout=wait_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
         except asyncio.CancelledError:

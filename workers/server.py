@@ -15,6 +15,7 @@ from baleen.clock import Clock
 from baleen.errors import BaleenError, DeadlineExceeded, DrainingError, EpochEnded, InvalidRequest, NotReady
 from baleen.reports import RankInfo
 from baleen.v1 import worker_pb2, worker_pb2_grpc
+from baleen.wire.channel import SESSION_KEY
 from baleen.wire.errors import abort
 from baleen.wire.reports import info_to_proto
 from baleen.wire.serving import metadata_of
@@ -83,7 +84,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             opened = worker_pb2.SessionResponse(opened=worker_pb2.Opened(info=info_to_proto(self._serving())))
         except BaleenError as error:
             await abort(context, error)
-        session = self.sessions.open(metadata_of(context).get("traceparent", ""), opened)
+        metadata = metadata_of(context)
+        session = self.sessions.open(metadata.get("traceparent", ""), opened, metadata.get(SESSION_KEY, ""))
         # called however the call ends, also where this generator is left waiting
         context.add_done_callback(lambda _: self.sessions.close(session))
         reading = asyncio.create_task(self._read(session, request_iterator))
@@ -97,13 +99,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Reserve(self, request: worker_pb2.ReserveRequest, context: Any) -> worker_pb2.ReserveResponse:
         """Blocks for a transfer to this rank."""
-        return await _answered(context, self._reserve(request, context.time_remaining()))
+        response = await _answered(context, self._reserve(request, context.time_remaining()))
+        if name := metadata_of(context).get(SESSION_KEY):
+            self.sessions.reserved(name, response.ticket)
+        return response
 
     async def ReleaseReservation(
         self, request: worker_pb2.ReleaseReservationRequest, context: Any
     ) -> worker_pb2.ReleaseReservationResponse:
         """Give them back."""
-        self._inbox.put(ReleaseReservation(request.ticket))
+        self.sessions.release_ticket(request.ticket)
         return worker_pb2.ReleaseReservationResponse()
 
     async def Fetch(self, request: worker_pb2.FetchRequest, context: Any) -> worker_pb2.FetchResponse:
@@ -144,6 +149,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     submit = submit_from_proto(message, now=self._clock.now(), traceparent=session.traceparent)
                     self.sessions.claim(session, submit.request_id, submit.sampling.n)
                     self._put(submit)
+                    if submit.ticket is not None:
+                        self.sessions.ticket_used(submit.ticket)
                 case worker_pb2.Prefill():
                     prefill = prefill_from_proto(message, now=self._clock.now(), traceparent=session.traceparent)
                     self.sessions.claim(session, prefill.request_id, 1)

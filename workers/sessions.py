@@ -6,25 +6,29 @@ Everything here runs in the event loop of the gRPC server.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
 from baleen.reports import RequestOutput
 from baleen.v1 import worker_pb2
-from workers.engine.messages import Abort, Ended, PrefillDone, Refused, StepReport
+from workers.engine.messages import Abort, Ended, PrefillDone, Refused, ReleaseReservation, StepReport
 from workers.wire import ended_to_proto, prefill_done_to_proto, refused_to_proto, step_report
 
 _MERGE_OUTPUTS = 4096
 """A report that waits takes in later steps up to this many outputs, which is far below the largest message."""
 
+_MOST_TICKETS = 4096
+
 
 class RouterSession:
     """What waits to be written to one router. A slow one gets many steps in one message, and delays nobody."""
 
-    def __init__(self, traceparent: str = "") -> None:
+    def __init__(self, traceparent: str = "", name: str = "") -> None:
+        """name: as the router calls it in other calls; empty if it does not."""
         self.traceparent = traceparent
+        self.name = name
         self._waiting: deque[worker_pb2.SessionResponse] = deque()
         self._arrival = asyncio.Event()
         self._finished = False
@@ -58,13 +62,14 @@ class RouterSession:
 
 
 class SessionTable:
-    """All sessions of a rank, and the requests of each that have not ended."""
+    """All sessions of a rank, and the requests and unused reservations of each."""
 
-    def __init__(self, abort: Callable[[Abort], object]) -> None:
-        """`abort` hands a command to the step loop."""
-        self._abort = abort
+    def __init__(self, put: Callable[[Abort | ReleaseReservation], object]) -> None:
+        """`put` hands a command to the step loop."""
+        self._put = put
         self._sessions: set[RouterSession] = set()
         self._owners: dict[RequestId, tuple[RouterSession, int]] = {}
+        self._tickets: OrderedDict[str, str] = OrderedDict()
         self._last: StepReport | None = None
         self._ended: Ended | None = None
 
@@ -78,9 +83,9 @@ class SessionTable:
         """Why nothing comes any more, or None."""
         return self._ended
 
-    def open(self, traceparent: str, opened: worker_pb2.SessionResponse) -> RouterSession:
+    def open(self, traceparent: str, opened: worker_pb2.SessionResponse, name: str = "") -> RouterSession:
         """A new session: it starts with `opened` and the load as it is now."""
-        session = RouterSession(traceparent)
+        session = RouterSession(traceparent, name)
         self._sessions.add(session)
         session.say(opened)
         if self._last is not None:
@@ -88,13 +93,33 @@ class SessionTable:
         return session
 
     def close(self, session: RouterSession) -> None:
-        """The router has gone: so do its requests. They keep their ids until the step loop has ended them."""
+        """The router has gone: so do its requests and reservations. Ids stay taken until the step loop is through."""
         if session not in self._sessions:
             return
         self._sessions.remove(session)
         session.finish()
         for request_id in [name for name, (owner, _) in self._owners.items() if owner is session]:
-            self._abort(Abort(request_id))
+            self._put(Abort(request_id))
+        for ticket in [ticket for ticket, name in self._tickets.items() if name == session.name]:
+            self.release_ticket(ticket)
+
+    def reserved(self, name: str, ticket: str) -> None:
+        """A reservation was made under the name of a session: it ends with that, at once if it is over already."""
+        self._tickets[ticket] = name
+        if not any(session.name == name for session in self._sessions):
+            self.release_ticket(ticket)
+        elif len(self._tickets) > _MOST_TICKETS:
+            # its own deadline, which is always there, has to do
+            self._tickets.popitem(last=False)
+
+    def release_ticket(self, ticket: str) -> None:
+        """Nobody needs a reservation."""
+        self.ticket_used(ticket)
+        self._put(ReleaseReservation(ticket))
+
+    def ticket_used(self, ticket: str) -> None:
+        """A request has come for its reservation."""
+        self._tickets.pop(ticket, None)
 
     def claim(self, session: RouterSession, request_id: RequestId, num_completions: int) -> None:
         """Send news of a request to `session` until that many completions have ended. Raises AlreadyRunning."""

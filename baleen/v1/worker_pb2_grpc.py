@@ -73,7 +73,8 @@ class WorkerServiceServicer:
 
     def Session(self, request_iterator, context):
         """Session carries all requests of one router to this rank, for as long as both live. Opened comes first. One
-        StepReport leaves for each step of the engine. When the stream ends, its requests are aborted.
+        StepReport leaves for each step of the engine. When the stream ends, its requests are aborted, and reservations
+        that were made with the same value of the metadata x-session are released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     Session: _grpc.StreamStreamMultiCallable[_worker_pb2.SessionRequest, _worker_pb2.SessionResponse]
     """Session carries all requests of one router to this rank, for as long as both live. Opened comes first. One
-    StepReport leaves for each step of the engine. When the stream ends, its requests are aborted.
+    StepReport leaves for each step of the engine. When the stream ends, its requests are aborted, and reservations
+    that were made with the same value of the metadata x-session are released.
     """
     Reserve: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReserveRequest, _worker_pb2.ReserveResponse]
     """Reserve sets blocks aside for a transfer to this rank, before the prefill that will fill them starts."""
@@ -59,7 +60,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_worker_pb2.SessionRequest, _worker_pb2.SessionResponse]  # type: ignore[assignment]
     """Session carries all requests of one router to this rank, for as long as both live. Opened comes first. One
-    StepReport leaves for each step of the engine. When the stream ends, its requests are aborted.
+    StepReport leaves for each step of the engine. When the stream ends, its requests are aborted, and reservations
+    that were made with the same value of the metadata x-session are released.
     """
     Reserve: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReserveRequest, _worker_pb2.ReserveResponse]  # type: ignore[assignment]
     """Reserve sets blocks aside for a transfer to this rank, before the prefill that will fill them starts."""
@@ -86,7 +88,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.SessionResponse], _abc.AsyncIterator[_worker_pb2.SessionResponse]]:
         """Session carries all requests of one router to this rank, for as long as both live. Opened comes first. One
-        StepReport leaves for each step of the engine. When the stream ends, its requests are aborted.
+        StepReport leaves for each step of the engine. When the stream ends, its requests are aborted, and reservations
+        that were made with the same value of the metadata x-session are released.
         """
 
     @_abc_1.abstractmethod

@@ -7,6 +7,9 @@ import grpc.aio
 MAX_MESSAGE_BYTES = 64 << 20
 """A prompt of 160,000 tokens is half a megabyte."""
 
+SESSION_KEY = "x-session"
+"""Metadata that names a router's session; reservations made under the same name end with it."""
+
 Options = tuple[tuple[str, int], ...]
 
 _SIZES: Options = (

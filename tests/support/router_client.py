@@ -54,11 +54,10 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Client:
-    """A client of one router."""
+class Caller:
+    """A client of one router, wherever it runs."""
 
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
-    router: Router
     address: str
 
     def call(self, request: inference_pb2.GenerateRequest, **options: Any) -> Any:
@@ -97,6 +96,13 @@ async def eventually(condition: Callable[[], bool], *, timeout_s: float = 20.0) 
             await asyncio.sleep(0.005)
 
 
+@dataclass(eq=False)
+class Client(Caller):
+    """A client of a router in the same event loop."""
+
+    router: Router
+
+
 @contextlib.asynccontextmanager
 async def router_with(
     ranks: Sequence[FakeRank], *, model: Path | None = None, log: Log | None = None, **config: Any
@@ -119,7 +125,7 @@ async def router_with(
         channel = open_channel(address)
         stack.push_async_callback(channel.close, None)
         await eventually(lambda: len(router.members.snapshot().ranks) == len(ranks))
-        yield Client(inference_pb2_grpc.InferenceServiceStub(channel), router, address)
+        yield Client(inference_pb2_grpc.InferenceServiceStub(channel), address, router)
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:

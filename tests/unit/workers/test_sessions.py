@@ -10,7 +10,7 @@ from baleen.reports import FinishReason, Load, RequestOutput, SampledToken
 from baleen.v1 import worker_pb2
 from tests.support.rank_grpc_client import async_test
 from workers import sessions
-from workers.engine.messages import Abort, Ended, PrefillDone, Refused, StepReport
+from workers.engine.messages import Abort, Ended, PrefillDone, Refused, ReleaseReservation, StepReport
 from workers.sessions import SessionTable
 
 OPENED = worker_pb2.SessionResponse(opened=worker_pb2.Opened())
@@ -154,3 +154,31 @@ async def test_a_reader_sleeps_until_something_comes():
     assert not reading.done()
     sessions_.report(report(1))
     assert (await reading).step_report.step == 1
+
+
+def test_reservations_end_with_the_session_that_they_were_made_under():
+    sessions_, told = table()
+    mine, other = sessions_.open("", OPENED, "mine"), sessions_.open("", OPENED, "other")
+    for ticket in ("used", "given back", "left"):
+        sessions_.reserved("mine", ticket)
+    sessions_.reserved("other", "not mine")
+    sessions_.ticket_used("used")
+    sessions_.release_ticket("given back")
+    assert told == [ReleaseReservation("given back")]
+    sessions_.close(mine)
+    assert told[1:] == [ReleaseReservation("left")]
+    # answered after the session was over
+    sessions_.reserved("mine", "late")
+    assert told[2:] == [ReleaseReservation("late")]
+    sessions_.close(other)
+    assert told[3:] == [ReleaseReservation("not mine")]
+
+
+def test_of_very_many_reservations_the_oldest_are_left_to_their_deadline(monkeypatch):
+    monkeypatch.setattr(sessions, "_MOST_TICKETS", 3)
+    sessions_, told = table()
+    session = sessions_.open("", OPENED, "mine")
+    for number in range(5):
+        sessions_.reserved("mine", f"t{number}")
+    sessions_.close(session)
+    assert told == [ReleaseReservation(f"t{number}") for number in (2, 3, 4)]

@@ -1,0 +1,127 @@
+"""A cluster of real processes without Ray: tiny ranks of EP 1, routers, a Redis; all gone when the block is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baleen.v1 import inference_pb2_grpc
+from baleen.wire.channel import open_channel
+from cluster.embedded import EmbeddedRedis
+from tests.support.rank_client import REPO, RankClient
+from tests.support.redis_server import wait_for
+from tests.support.router_client import Caller
+
+CLUSTER = "small"
+
+
+class RouterChild:
+    """One router process. address: where it listens."""
+
+    def __init__(self, config: dict[str, Any], directory: Path, name: str) -> None:
+        path = directory / f"{name}.json"
+        path.write_text(json.dumps({"listen": "127.0.0.1:0", "cluster": CLUSTER, **config}))
+        self._log = directory / f"{name}.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.router_process", "--config", str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=REPO,
+            )
+        self.address = ""
+
+    @property
+    def log(self) -> str:
+        """Its stderr so far."""
+        return self._log.read_text()
+
+    def await_ranks(self, num_ranks: int) -> None:
+        """Until it listens and has found so many ranks; if it ends instead, fail with its log."""
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().decode().strip()
+        assert self.address, self.log
+        wait_for(lambda: self.log.count("rank found") >= num_ranks, timeout_s=60.0)
+
+    def kill(self) -> None:
+        """End it by force, if it still lives, and let its pipes go."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@dataclass(eq=False)
+class SmallCluster:
+    """What runs. ranks in the order of the roles that were asked for; rank_addresses of their gRPC servers."""
+
+    ranks: list[RankClient]
+    rank_addresses: list[str]
+    routers: list[RouterChild]
+    redis_url: str
+    checkpoint: Path
+    directory: Path
+    num_started: int = 0
+
+    @contextlib.contextmanager
+    def another_router(self, config: dict[str, Any]) -> Iterator[RouterChild]:
+        """One more, for the block; it may be dead by then."""
+        router = self._start(config)
+        try:
+            router.await_ranks(len(self.ranks))
+            yield router
+        finally:
+            router.kill()
+
+    def _start(self, config: dict[str, Any]) -> RouterChild:
+        self.num_started += 1
+        own = {"redis": {"url": self.redis_url}, "model": str(self.checkpoint), **config}
+        return RouterChild(own, self.directory, f"router-{self.num_started}")
+
+    @contextlib.asynccontextmanager
+    async def client(self, router: int = 0) -> AsyncIterator[Caller]:
+        """A client of one of the routers."""
+        address = self.routers[router].address
+        async with open_channel(address) as channel:
+            yield Caller(inference_pb2_grpc.InferenceServiceStub(channel), address)
+
+
+@contextlib.contextmanager
+def small_cluster(
+    checkpoint: Path,
+    directory: Path,
+    *,
+    roles: Sequence[str],
+    routers: Sequence[dict[str, Any]] = ({},),
+    **sections: dict[str, Any],
+) -> Iterator[SmallCluster]:
+    """One rank for each of `roles`, one router for each configuration; sections: of all ranks' configuration."""
+    with contextlib.ExitStack() as stack:
+        redis_url = stack.enter_context(EmbeddedRedis(directory=Path("/tmp"))).url
+        ranks: list[RankClient] = []
+        for number, role in enumerate(roles):
+            serve = {"listen": "127.0.0.1:0", "role": role, "pool": role, "group": f"{role}/{number}"}
+            config = {
+                "model": {"path": str(checkpoint), "num_threads": 1, **sections.get("model", {})},
+                "cache": {"num_blocks": 64, **sections.get("cache", {})},
+                "engine": sections.get("engine", {}),
+                "serve": {**serve, "redis": {"url": redis_url}, "cluster": CLUSTER},
+            }
+            ranks.append(RankClient(config, directory, f"{role}-{number}"))
+            stack.callback(ranks[-1].kill)
+        cluster = SmallCluster(ranks, [], [], redis_url, checkpoint, directory)
+        for router in routers:
+            cluster.routers.append(cluster._start(router))
+            stack.callback(cluster.routers[-1].kill)
+        cluster.rank_addresses = [rank.expect("ready")["address"] for rank in ranks]
+        for child in cluster.routers:
+            child.await_ranks(len(ranks))
+        yield cluster
