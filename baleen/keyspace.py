@@ -35,12 +35,15 @@ RENEW_INTERVAL_S = 1.0
 KEEP_S = 600.0
 """Life of a block's entry; its holder writes it anew in half that time."""
 
-BATCH_BLOCKS = 1000
-"""Most blocks in one call that writes, so that Redis answers lookups in between."""
+BATCH_BLOCKS = 128
+"""Most blocks in one call that announces: a quarter of a millisecond, so that Redis answers lookups in between."""
+
+CLEAN_BLOCKS = 512
+"""Most blocks that one call takes from a rank that is gone."""
 
 COMMANDS = (
-    *("eval", "evalsha", "time", "get", "set", "del", "pexpire", "exists", "sadd", "srem", "spop", "scard"),
-    *("zadd", "zrem", "zscore", "zrangebyscore", "hset", "hget", "hdel", "hmget", "hexists"),
+    *("eval", "evalsha", "time", "mget", "set", "del", "pexpire", "exists", "sadd", "srem", "spop", "scard"),
+    *("zadd", "zrem", "zscore", "zmscore", "zrangebyscore", "hset", "hget", "hdel", "hmget", "hexists"),
 )
 """All that a Redis user (ACL) must be allowed, on the keys of `key_pattern`; a db other than 0 also needs `select`."""
 
@@ -58,15 +61,18 @@ class Script:
 
 
 def _script(body: str) -> Script:
-    source = _PRELUDE + body
+    source = _LIMITS + _PRELUDE + body
     return Script(source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-_PRELUDE = f"""
+_LIMITS = f"""
+local tag_bytes, hash_bytes, entry_bytes = {TAG_BYTES}, {HASH_BYTES}, {MOST_HOLDERS * TAG_BYTES}
+"""
+
+_PRELUDE = """
 local prefix = KEYS[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local tag_bytes, hash_bytes, entry_bytes = {TAG_BYTES}, {HASH_BYTES}, {MOST_HOLDERS * TAG_BYTES}
 local leases, ranks = prefix .. 'leases', prefix .. 'ranks'
 
 local function alive(tag)
@@ -80,18 +86,37 @@ local function owns(incarnation, tag)
 end
 
 local function place(entry, tag)
-  for at = 1, #entry, tag_bytes do
-    if string.sub(entry, at, at + tag_bytes - 1) == tag then return at end
+  local at = string.find(entry, tag, 1, true)
+  -- the end of one tag and the beginning of the next may look like a third
+  while at and (at - 1) % tag_bytes ~= 0 do at = string.find(entry, tag, at + 1, true) end
+  return at
+end
+
+-- the entries of some blocks; '' for one that nobody is named in
+local function read(hashes)
+  if #hashes == 0 then return {} end
+  local keys = {}
+  for at, hash in ipairs(hashes) do keys[at] = prefix .. 'b' .. hash end
+  local entries = redis.call('MGET', unpack(keys))
+  for at = 1, #hashes do entries[at] = entries[at] or '' end
+  return entries
+end
+
+local function forget(hashes, tag)
+  for number, entry in ipairs(read(hashes)) do
+    local at = place(entry, tag)
+    if at then
+      local key = prefix .. 'b' .. hashes[number]
+      entry = string.sub(entry, 1, at - 1) .. string.sub(entry, at + tag_bytes)
+      if entry == '' then redis.call('DEL', key) else redis.call('SET', key, entry, 'KEEPTTL') end
+    end
   end
 end
 
-local function forget(hash, tag)
-  local key = prefix .. 'b' .. hash
-  local entry = redis.call('GET', key)
-  local at = entry and place(entry, tag)
-  if not at then return end
-  entry = string.sub(entry, 1, at - 1) .. string.sub(entry, at + tag_bytes)
-  if entry == '' then redis.call('DEL', key) else redis.call('SET', key, entry, 'KEEPTTL') end
+local function split(packed)
+  local hashes = {}
+  for at = 1, #packed, hash_bytes do hashes[#hashes + 1] = string.sub(packed, at, at + hash_bytes - 1) end
+  return hashes
 end
 """
 
@@ -130,18 +155,13 @@ ANNOUNCE = _script("""
 local tag, incarnation, keep_ms, stored, removed = unpack(ARGV)
 if not owns(incarnation, tag) then return 0 end
 local held = prefix .. 'held:' .. tag
-local gone = {}
-for at = 1, #removed, hash_bytes do
-  local hash = string.sub(removed, at, at + hash_bytes - 1)
-  forget(hash, tag)
-  gone[#gone + 1] = hash
-end
+local gone = split(removed)
+forget(gone, tag)
 if #gone > 0 then redis.call('SREM', held, unpack(gone)) end
-local new = {}
-for at = 1, #stored, hash_bytes do
-  local hash = string.sub(stored, at, at + hash_bytes - 1)
+local new, told = {}, split(stored)
+for number, entry in ipairs(read(told)) do
+  local hash = told[number]
   local key = prefix .. 'b' .. hash
-  local entry = redis.call('GET', key) or ''
   local named = place(entry, tag)
   if not named and #entry >= entry_bytes then
     local living = {}
@@ -172,7 +192,7 @@ local tag = ended[1]
 if not tag then return -1 end
 local held = prefix .. 'held:' .. tag
 local hashes = redis.call('SPOP', held, ARGV[1])
-for _, hash in ipairs(hashes) do forget(hash, tag) end
+forget(hashes, tag)
 if redis.call('SCARD', held) == 0 then
   redis.call('ZREM', leases, tag)
   redis.call('HDEL', ranks, tag)
@@ -183,64 +203,67 @@ return #hashes
 
 LOOKUP = _script("""
 local chain = ARGV[1]
+local count = #chain / hash_bytes
+if count == 0 then return {} end
 local entries = {}
-local function holders(block)
-  if not entries[block] then
-    local hash = string.sub(chain, (block - 1) * hash_bytes + 1, block * hash_bytes)
-    entries[block] = redis.call('GET', prefix .. 'b' .. hash) or ''
+local function fetch(blocks)
+  local hashes = {}
+  for at, block in ipairs(blocks) do
+    hashes[at] = string.sub(chain, (block - 1) * hash_bytes + 1, block * hash_bytes)
   end
-  return entries[block]
+  for at, entry in ipairs(read(hashes)) do entries[blocks[at]] = entry end
 end
 
-local depths = {}
-local function note(block)
-  local entry = holders(block)
-  for at = 1, #entry, tag_bytes do
-    local tag = string.sub(entry, at, at + tag_bytes - 1)
-    if (depths[tag] or 0) < block then depths[tag] = block end
-  end
-end
-
-local function same_until(first, last)
-  local entry, later = holders(first), holders(last)
-  for at = 1, #entry, tag_bytes do
-    if not place(later, string.sub(entry, at, at + tag_bytes - 1)) then return false end
+local function same(first, last)
+  if first == last then return true end
+  if #first ~= #last then return false end
+  for at = 1, #first, tag_bytes do
+    if not place(last, string.sub(first, at, at + tag_bytes - 1)) then return false end
   end
   return true
 end
 
-local function walk(first, last)
-  note(first)
-  note(last)
-  if last - first < 2 or same_until(first, last) then return end
-  local middle = math.floor((first + last) / 2)
-  walk(first, middle)
-  walk(middle, last)
+fetch({1, count})
+if entries[1] == '' then return {} end
+local spans = {1, count}
+while #spans > 0 do
+  local halves, middles = {}, {}
+  for at = 1, #spans, 2 do
+    local first, last = spans[at], spans[at + 1]
+    if last - first > 1 and entries[first] ~= '' and not same(entries[first], entries[last]) then
+      local middle = math.floor((first + last) / 2)
+      middles[#middles + 1] = middle
+      for _, block in ipairs({first, middle, middle, last}) do halves[#halves + 1] = block end
+    end
+  end
+  fetch(middles)
+  spans = halves
 end
 
-local count = #chain / hash_bytes
-if count == 0 or holders(1) == '' then return {} end
-local known, unknown = 1, count + 1
-while unknown - known > 1 do
-  local middle = math.floor((known + unknown) / 2)
-  if holders(middle) == '' then unknown = middle else known = middle end
+local depths, tags = {}, {}
+for block, entry in pairs(entries) do
+  for at = 1, #entry, tag_bytes do
+    local tag = string.sub(entry, at, at + tag_bytes - 1)
+    if not depths[tag] then tags[#tags + 1] = tag end
+    if (depths[tag] or 0) < block then depths[tag] = block end
+  end
 end
-walk(1, known)
 
 local reply = {}
-for tag, depth in pairs(depths) do
-  local rank = alive(tag) and redis.call('HGET', ranks, tag)
-  if rank then
-    reply[#reply + 1] = string.match(rank, '^(%S+)')
-    reply[#reply + 1] = depth
+local ends, names = redis.call('ZMSCORE', leases, unpack(tags)), redis.call('HMGET', ranks, unpack(tags))
+for at, tag in ipairs(tags) do
+  if ends[at] and names[at] and tonumber(ends[at]) > now then
+    reply[#reply + 1] = string.match(names[at], '^%S+')
+    reply[#reply + 1] = depths[tag]
   end
 end
 return reply
 """)
 """For every living holder of a prefix of the chain ARGV[1] of hashes: incarnation, number of leading blocks.
 
-Whoever holds a block holds those before it, so the last block that is held, and each holder's last, are found by
-halving: a few GETs for each holder, and not one for each block.
+Whoever holds a block holds those before it, so where two blocks name the same ranks, those between do too. Halving
+whatever lies between two that differ finds each holder's last block: a few keys for each holder, and not one for each
+block, and one MGET for each round of halving.
 """
 
 MEMBERS = _script("""

@@ -26,6 +26,9 @@ class _Credentials(CredentialProvider):
             raise redis.AuthenticationError(str(error)) from error
         return (user, password) if user else (password,)
 
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
 
 def open_client(config: RedisConfig | str, *, socket_timeout_s: float) -> redis.Redis:
     """A client whose every wait for the server ends after `socket_timeout_s`. Connects when first used."""

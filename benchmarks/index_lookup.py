@@ -1,13 +1,14 @@
 """What the prefix index costs: a lookup at 1, 100 and 2,048 blocks, memory per million blocks, announcing.
 
-usage: python -m benchmarks.index_lookup [--blocks 100000] [--lookups 500] [--url URL]
+usage: python -m benchmarks.index_lookup [--blocks 1000000] [--lookups 1000] [--program FILE | --url URL]
 
-Against an embedded server, or the one at URL, whose data it flushes. Lookups are of a chain in a full index, through
-the router's own client on one event loop, one after the other: of one that one rank holds whole; of one of 2,048
-blocks, and its beginnings, that 16 ranks hold to 128, 256, ... 2,048 blocks; of one that nobody holds. processor_us: of
-this process, per lookup. hashing_us: naming the blocks of the prompt, which comes before and needs no Redis.
-in_parallel_per_s: 16 lookups at a time. Memory is Redis's own figure before and after the blocks are announced, each
-held by one rank, reverse index included.
+Against an embedded server, of that program, or the one at URL, whose data it flushes. Lookups are of a chain in a full
+index, through the router's own client on one event loop, one after the other: of one that one rank holds whole; of one
+of 2,048 blocks, and its beginnings, that 16 ranks hold to 128, 256, ... 2,048 blocks; of one that nobody holds.
+processor_us: of this process, per lookup. server_us: of the server in the script, by its own figures. while_announcing:
+the longest lookup again while another process announces without a pause. hashing_us: naming the blocks of the prompt,
+which comes before and needs no Redis. in_parallel_per_s: 16 lookups at a time. Memory is Redis's own figure before and
+after the blocks are announced, each held by one rank, reverse index included.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import secrets
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import redis
@@ -114,7 +117,7 @@ def used_memory(client: redis.Redis) -> int:
     return int(memory["used_memory"])
 
 
-async def lookups(url: str, count: int) -> list[dict[str, Any]]:
+async def lookups(url: str, count: int, client: redis.Redis) -> dict[str, Any]:
     """Latency of every kind of lookup."""
     index = PrefixIndex(open_client(url), CLUSTER, Breaker(SystemClock()), budget_s=BUDGET_S)
     rows = []
@@ -124,11 +127,40 @@ async def lookups(url: str, count: int) -> list[dict[str, Any]]:
                 hashes = chain(length, first_token)
                 found = await index.prefixes(hashes)
                 assert len(found) == holders, found
-                rows.append({"blocks": length, "holders": holders, **await times(index, hashes, count)})
+                client.config_resetstat()
+                row = {"blocks": length, "holders": holders, **await times(index, hashes, count)}
+                statistics_of: Any = client.info("commandstats")
+                rows.append(row | {"server_us": round(statistics_of["cmdstat_evalsha"]["usec_per_call"])})
+        with announcing(url):
+            busy = await times(index, chain(max(LENGTHS), 2), count)
         assert index.counts.failures == 0, index.counts.last_failure
     finally:
         await index.close()
-    return rows
+    return {"lookups": rows, "while_announcing": {"blocks": max(LENGTHS), "holders": HOLDERS, **busy}}
+
+
+@contextlib.contextmanager
+def announcing(url: str) -> Iterator[None]:
+    """A rank in a process of its own announces 10,000 blocks over and over, as after Redis came back empty."""
+    process = multiprocessing.get_context("spawn").Process(target=announce_on, args=(url,), daemon=True)
+    process.start()
+    try:
+        with announce.open_client(url) as client:
+            while not client.mget(PREFIX + b"b" + chain(1, 4)[0])[0]:
+                time.sleep(0.01)
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def announce_on(url: str) -> None:
+    """Until killed."""
+    hashes = chain(10_000, 4)
+    with announce.open_client(url) as client:
+        holder = Holder(client, 20_000_000)
+        while True:
+            holder.announce(hashes)
 
 
 async def times(index: PrefixIndex, hashes: Sequence[BlockHash], count: int) -> dict[str, Any]:
@@ -179,7 +211,7 @@ def measure(url: str, num_blocks: int, count: int) -> dict[str, Any]:
         shared = chain(max(LENGTHS), 2)
         for number in range(HOLDERS):
             Holder(client, 10_000_001 + number).announce(shared[: len(shared) * (number + 1) // HOLDERS])
-    report["lookups"] = asyncio.run(lookups(url, count))
+        report |= asyncio.run(lookups(url, count, client))
     report["hashing"] = hashing(count)
     return report
 
@@ -187,12 +219,13 @@ def measure(url: str, num_blocks: int, count: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100_000)
-    parser.add_argument("--lookups", type=int, default=500)
+    parser.add_argument("--blocks", type=int, default=1_000_000)
+    parser.add_argument("--lookups", type=int, default=1000)
+    parser.add_argument("--program", type=Path)
     parser.add_argument("--url", default="")
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        url = args.url or stack.enter_context(EmbeddedRedis(max_memory_mib=2048)).url
+        url = args.url or stack.enter_context(EmbeddedRedis(max_memory_mib=2048, program=args.program)).url
         print(json.dumps(measure(url, args.blocks, args.lookups), indent=1))
 
 

@@ -24,6 +24,7 @@ MEASUREMENTS = (
     "group_idle",
     "memory_growth",
     "index_lookup",
+    "index_bounds",
     "routing",
 )
 TIMEOUT_S = 1800

@@ -54,6 +54,6 @@ def _try_scripts(client: redis.Redis, cluster: str) -> None:
     for script, arguments in (
         (keyspace.LOOKUP, (bytes(HASH_BYTES),)),
         (keyspace.REGISTER, (tag, b"", b"check", b"{}", 0, keep_ms)),
-        (keyspace.CLEAN, (keyspace.BATCH_BLOCKS,)),
+        (keyspace.CLEAN, (keyspace.CLEAN_BLOCKS,)),
     ):
         client.eval(script.source, 1, prefix, *arguments)

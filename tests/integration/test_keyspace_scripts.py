@@ -94,6 +94,22 @@ def test_a_lookup_equals_a_walk_along_the_chain(client, seed):
         assert lookup(client, hashes[:length]) == expected
 
 
+def test_tags_that_look_alike_are_told_apart(client):
+    """In the entry of the first two stands, across their border, the tag of the third."""
+    tags = [b"\0\0\1\1", b"\2\2\0\0", b"\1\1\2\2", b"\1\1\1\1", b"\0\0\0\0"]
+    writers = [Writer(client, f"rank{number}") for number in range(len(tags))]
+    hashes = chain(40)
+    for number, (writer, tag) in enumerate(zip(writers, tags, strict=True)):
+        writer.tag = tag
+        assert writer.register() == 1
+        writer.announce(hashes[: 40 - 9 * number])
+    expected = {writer.name: 40 - 9 * number for number, writer in enumerate(writers)}
+    assert lookup(client, hashes) == expected
+    writers[2].announce(removed=hashes[:22])
+    del expected["rank2"]
+    assert lookup(client, hashes) == expected
+
+
 def test_a_block_names_at_most_its_limit_of_ranks_and_deeper_blocks_name_the_others(client):
     hashes = chain(3)
     for number in range(keyspace.MOST_HOLDERS + 5):

@@ -94,7 +94,7 @@ def whole_life(config, lose_everything, admin):
         # whoever stays takes out what the other left
         held = keyspace.key_prefix(CLUSTER) + b"b" + hashes[4]
         with open_client(config) as client:
-            wait_for(lambda: client.get(held) is None)
+            wait_for(lambda: client.mget(held) == [None])
 
         async def members():
             async with index_of(config) as index:

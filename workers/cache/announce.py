@@ -216,7 +216,7 @@ class Announcer:
             if self._call(keyspace.RENEW, self._tag, self._incarnation, *self._lease_ms()):
                 self._renewed(now)
                 self._blocks.refresh(2 * self._times.renew_s / self._times.keep_s)
-                self._call(keyspace.CLEAN, keyspace.BATCH_BLOCKS)
+                self._call(keyspace.CLEAN, keyspace.CLEAN_BLOCKS)
             else:
                 self._lose_lease()
         if self._tag is None:
