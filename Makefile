@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian serve test check bench format proto
+.PHONY: help setup debian serve test check bench format proto docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,3 +44,6 @@ bench: setup ## measure the engine, the prefix index and the policies; results a
 
 proto: setup ## generate baleen/v1 from proto/baleen/v1
 	$(BIN)/python proto/generate.py
+
+docs: setup ## write docs/metrics.md from the table of metrics
+	$(BIN)/python -m baleen.metrics_page docs/metrics.md

@@ -64,12 +64,14 @@ class PoolConfig:
 class RouterConfig:
     """The public gRPC service. host and port: where it listens; replica i listens on port + i.
 
+    metrics_port: of GET /metrics, on the same host and counted in the same way; 0 serves none.
     policy: how ranks are chosen. slo_first_token_s: a request that cannot have its first token in this time is refused
     at once; 0 never refuses for it. max_queued: requests that may wait in one replica.
     """
 
     host: str = "127.0.0.1"
     port: int = 9000
+    metrics_port: int = 9464
     replicas: int = 1
     cpus: float = 0.1
     policy: PolicyName = "cost"
@@ -82,6 +84,15 @@ class RouterConfig:
         _require(
             self.port >= 1 and self.port + self.replicas <= 65536,
             f"router.port is {self.port}, must be from 1 to {65536 - self.replicas}",
+        )
+        _require(
+            self.metrics_port == 0 or 1 <= self.metrics_port <= 65536 - self.replicas,
+            f"router.metrics_port is {self.metrics_port}, must be from 1 to {65536 - self.replicas}, or 0",
+        )
+        _require(
+            not self.metrics_port or abs(self.metrics_port - self.port) >= self.replicas,
+            f"router.metrics_port is {self.metrics_port} and router.port is {self.port}: with {self.replicas} replicas "
+            f"their ports overlap",
         )
         _require(self.replicas >= 1, f"router.replicas is {self.replicas}, must be at least 1")
         _require(self.cpus >= 0, f"router.cpus is {self.cpus:g}, must be at least 0")
@@ -106,6 +117,13 @@ class RayConfig:
 
     address: str = ""
     auth: Auth = "token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryConfig:
+    """What can be seen from outside. rank_metrics: whether each rank answers GET /metrics, on a free port."""
+
+    rank_metrics: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +170,7 @@ class ClusterConfig:
     redis: RedisConfig = field(default_factory=RedisConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError on pools that together cannot serve a request, or share a name."""

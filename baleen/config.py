@@ -156,7 +156,8 @@ class ServeConfig:
 
     advertise: the `host:port` that routers are told, where that is another than the rank's own, as behind NAT or a
     proxy. transfer_listen: where it takes blocks from other ranks; empty: a free port of `parallel.host`.
-    transfer_advertise: what those are told.
+    transfer_advertise: what those are told. metrics_listen: of GET /metrics; port 0 takes a free one, empty serves
+    none.
     """
 
     listen: str = ""
@@ -168,9 +169,15 @@ class ServeConfig:
     group: str = ""
     redis: RedisConfig = field(default_factory=RedisConfig)
     cluster: str = "default"
+    metrics_listen: str = ""
 
     def __post_init__(self) -> None:
         """Raise ConfigError on an address that cannot be listened on, or an unknown role."""
+        host, colon, port = self.metrics_listen.rpartition(":")
+        _require(
+            not self.metrics_listen or (bool(host and colon) and port.isdecimal() and int(port) < 65536),
+            f"serve.metrics_listen is {self.metrics_listen!r}, must be host:port with a port from 0 to 65535",
+        )
         for name, least in (("listen", 0), ("transfer_listen", 0), ("advertise", 1), ("transfer_advertise", 1)):
             address = getattr(self, name)
             host, colon, port = address.rpartition(":")

@@ -30,6 +30,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
             pool=pool,
             model=model,
             timeouts=config.group,
+            telemetry=config.telemetry,
             redis=redis,
             local_host=local_host,
             log_directory=log_directory,
@@ -61,6 +62,7 @@ def router_config(config: ClusterConfig, model: ModelConfig, *, redis: RedisConf
     has_tokenizer = (Path(model.path) / TOKENIZER_FILE).exists()
     return RouterProcessConfig(
         listen=f"{config.router.host}:{config.router.port}",
+        listen_metrics=f"{config.router.host}:{config.router.metrics_port}" if config.router.metrics_port else "",
         cluster=config.name,
         redis=redis,
         model=model.path if has_tokenizer else "",

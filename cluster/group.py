@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from baleen.cluster_config import GroupConfig, PoolConfig
+from baleen.cluster_config import GroupConfig, PoolConfig, TelemetryConfig
 from baleen.config import ModelConfig, ParallelConfig, RankConfig, ServeConfig
 from baleen.errors import BaleenError, EpochEnded
 from baleen.ids import Epoch, new_epoch
@@ -74,6 +74,7 @@ class GroupPlan:
     pool: PoolConfig
     model: ModelConfig
     timeouts: GroupConfig
+    telemetry: TelemetryConfig
     redis: RedisConfig
     local_host: str = ""
     log_directory: str = ""
@@ -173,6 +174,7 @@ class RankGroup:
                     group=self.name,
                     redis=plan.redis,
                     cluster=plan.cluster,
+                    metrics_listen=f"{host}:0" if plan.telemetry.rank_metrics else "",
                 ),
             )
             for rank, host in zip(self._ranks, hosts, strict=True)

@@ -85,7 +85,7 @@ class RouterProcess:
         self._reader.join()
         self._directory.cleanup()
         kind = ConfigError if code == ConfigError.exit_code else BaleenError
-        raise kind(f"the router does not listen on {self._config.listen}: {self._last_line()}")
+        raise kind(f"the router does not start: {self._last_line()}")
 
     def _last_line(self) -> str:
         return self._lines[-1] if self._lines else "no last words"
@@ -107,8 +107,9 @@ class RouterReplica:
 
         self._router: RouterProcess | None = None
         number = ray_adapter.group_number()
-        host, _, port = config.listen.rpartition(":")
-        mine = replace(config, listen=f"{host}:{int(port) + number}")
+        mine = replace(
+            config, listen=_moved(config.listen, number), listen_metrics=_moved(config.listen_metrics, number)
+        )
         self._router = RouterProcess(mine, number=number, log_directory=log_directory)
 
     def check_health(self) -> None:
@@ -121,3 +122,9 @@ class RouterReplica:
         router, self._router = self._router, None
         if router is not None:
             router.leave()
+
+
+def _moved(address: str, number: int) -> str:
+    """The address with its port `number` higher; none stays none."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + number}" if address else ""

@@ -73,12 +73,21 @@ class Applicant(Generic[Placement]):
 
 @dataclass(slots=True, eq=False)
 class AdmissionCounts:
-    """What became of the applicants so far. forsaken: no rank came for them."""
+    """What became of the applicants so far.
+
+    late: too late for their first token; full: no place to wait; forsaken: no rank came for them.
+    """
 
     admitted: int = 0
-    shed: int = 0
+    late: int = 0
+    full: int = 0
     expired: int = 0
     forsaken: int = 0
+
+    @property
+    def shed(self) -> int:
+        """Those that were refused at once."""
+        return self.late + self.full
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +115,11 @@ class Admission(Generic[Placement]):
     def __len__(self) -> int:
         """Requests that wait."""
         return len(self._queue)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return sum(entry.cost for entry in self._queue)
 
     async def admit(self, applicant: Applicant[Placement]) -> Placement:
         """Wait for the applicant's turn and for room; returns what its `place` gave.
@@ -178,7 +192,7 @@ class Admission(Generic[Placement]):
         except NotReady:
             return
         if predicted_s > limit_s:
-            self.counts.shed += 1
+            self.counts.late += 1
             raise ShedError(
                 f"the first token would take {predicted_s:.2f} s, must take at most {limit_s:.2f} s",
                 predicted_s=predicted_s,
@@ -190,7 +204,7 @@ class Admission(Generic[Placement]):
         """A place in the queue for one more: in a full one, from the tenant with the most for its share."""
         if len(self._queue) < self._parameters.most_waiting:
             return
-        self.counts.shed += 1
+        self.counts.full += 1
         greediest, pressure = self._queue.greediest()
         if pressure <= self._queue.pressure(applicant.tenant):
             raise self._queue_full(applicant)

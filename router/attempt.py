@@ -41,18 +41,24 @@ Emit = Callable[[Delta], Awaitable[None]]
 class RankFailed(BaleenError):
     """A rank did not do its part; the request can go on elsewhere.
 
-    lost: the session broke while the rank had the request. full: it has no room at the moment.
+    lost: the session broke while the rank had the request. full: it has no room at the moment. kind: as metrics say it.
     """
+
+    kind = "refused"
 
     def __init__(self, info: RankInfo, cause: str, *, lost: bool = False, full: bool = False) -> None:
         super().__init__(cause)
         self.info = info
         self.lost = lost
         self.full = full
+        if lost or full:
+            self.kind = "lost" if lost else "full"
 
 
 class PrefillFailed(RankFailed):
     """The prefill rank did not do its part; the decode rank still could."""
+
+    kind = "prefill"
 
 
 class Attempt:
@@ -235,7 +241,7 @@ class Attempt:
             raise RankFailed(_info(self._decode), str(error)) from error
         if delta is not None:
             if delta.tokens:
-                self._record.token(len(delta.tokens), self._now())
+                self._record.token(delta.index, len(delta.tokens), self._now())
             if delta.finish is FinishReason.DEADLINE:
                 raise DeadlineExceeded(f"the deadline passed after {len(completion.token_ids)} tokens")
             if completion.stopped_by_text and delta.finish is not None:

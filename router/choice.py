@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, root_hash, shareable_blocks
 from baleen.ids import Incarnation
+from baleen.metric_table import Labels
+from baleen.metrics import histogram
 from router.members import Members
 from router.messages import Job
 from router.policy.explain import Explainer
@@ -62,6 +66,8 @@ class Chooser:
         self._turns = itertools.count()
         self._keys = itertools.count()
         self._random = random.Random(seed)
+        self.decisions: Counter[Labels] = Counter()
+        self.seconds = histogram("route_seconds")
 
     async def look_up(self, job: Job, token_ids: Sequence[int]) -> Mapping[Incarnation, int]:
         """Leading blocks of `token_ids` that each rank holds."""
@@ -102,9 +108,12 @@ class Chooser:
         if excluded:
             snapshot = Snapshot(tuple(rank for rank in snapshot.ranks if rank.incarnation not in excluded))
         query = self._query(job, num_tokens, held, turn=next(self._turns))
+        begin = time.perf_counter()
         decision = self._policy(snapshot, query, self._parameters)
+        self.seconds.observe(time.perf_counter() - begin)
         if needs_room and not decision.has_room:
             return None
+        self.decisions[decision.policy, "alone" if decision.prefill is None else "handed"] += 1
         self._explainer.record(snapshot, query, decision)
         placement = Placement(
             decision,

@@ -26,16 +26,17 @@ def _require(condition: bool, message: str) -> None:
 class RouterProcessConfig:
     """Everything that one router process needs to know.
 
-    listen: `host:port`, port 0 takes a free one. cluster and redis: where ranks announce themselves; or ranks:
-    their addresses, `host:port` with commas between, without Redis and so without prefix index. model: checkpoint
-    directory, for its tokenizer; empty serves token ids only. model_name: as clients know it. slo_first_token_s: a
-    request that cannot have its first token in this time is refused at once; 0 never. max_deadline_s: of requests
-    that have none, and the most. retry_share: tries after a failure per request in the long run; retry_reserve: in
-    store. quarantine_s: how long a request that killed ranks is kept out. drain_timeout_s: time for running requests
-    once the router is told to leave.
+    listen: `host:port`, port 0 takes a free one. listen_metrics: of GET /metrics, empty serves none. cluster and
+    redis: where ranks announce themselves; or ranks: their addresses, `host:port` with commas between, without
+    Redis and so without prefix index. model: checkpoint directory, for its tokenizer; empty serves token ids only.
+    model_name: as clients know it. slo_first_token_s: a request that cannot have its first token in this time is
+    refused at once; 0 never. max_deadline_s: of requests that have none, and the most. retry_share: tries after a
+    failure per request in the long run; retry_reserve: in store. quarantine_s: how long a request that killed ranks is
+    kept out. drain_timeout_s: time for running requests once the router is told to leave.
     """
 
     listen: str = "127.0.0.1:9000"
+    listen_metrics: str = ""
     cluster: str = "default"
     redis: RedisConfig = field(default_factory=RedisConfig)
     ranks: str = ""
@@ -56,11 +57,13 @@ class RouterProcessConfig:
 
     def __post_init__(self) -> None:
         """Raise ConfigError on an address that is none, or a number out of range."""
-        host, colon, port = self.listen.rpartition(":")
-        _require(
-            bool(host and colon) and port.isdecimal() and int(port) < 65536,
-            f"listen is {self.listen!r}, must be host:port with a port from 0 to 65535",
-        )
+        for name in ("listen", "listen_metrics"):
+            host, colon, port = getattr(self, name).rpartition(":")
+            _require(
+                (name == "listen_metrics" and not self.listen_metrics)
+                or (bool(host and colon) and port.isdecimal() and int(port) < 65536),
+                f"{name} is {getattr(self, name)!r}, must be host:port with a port from 0 to 65535",
+            )
         _require(
             bool(self.redis.url) != bool(self.ranks),
             f"redis.url is {self.redis.shown!r} and ranks is {self.ranks!r}, exactly one must be given",

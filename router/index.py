@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis.asyncio
@@ -15,11 +15,13 @@ from redis.exceptions import NoScriptError, RedisError
 
 from baleen import keyspace, redis_client
 from baleen.blocks import BlockHash
+from baleen.clock import Clock, SystemClock
 from baleen.ids import Incarnation
 from baleen.keyspace import MalformedReply, Script
+from baleen.metrics import Histogram, histogram
 from baleen.redis_config import RedisConfig
 from baleen.reports import RankInfo
-from router.breaker import Breaker
+from router.breaker import Breaker, BreakerState
 
 MOST_CONNECTIONS = 32
 CONNECT_TIMEOUT_S = 0.5
@@ -39,8 +41,12 @@ def open_client(config: RedisConfig | str, *, most_connections: int = MOST_CONNE
 
 @dataclass(slots=True, eq=False)
 class IndexCounts:
-    """What became of the lookups so far. blind: no answer, so the decision was made without the index."""
+    """What became of the lookups so far. blind: no answer, so the decision was made without the index.
 
+    seconds: of those that Redis was asked for.
+    """
+
+    seconds: Histogram = field(default_factory=lambda: histogram("kv_index_lookup_seconds"))
     answered: int = 0
     blind: int = 0
     failures: int = 0
@@ -57,12 +63,19 @@ class PrefixIndex:
         breaker: Breaker,
         *,
         budget_s: float = LOOKUP_BUDGET_S,
+        clock: Clock | None = None,
     ) -> None:
         self._client = client
         self._prefix = keyspace.key_prefix(cluster)
         self._breaker = breaker
         self._budget_s = budget_s
+        self._clock = clock or SystemClock()
         self.counts = IndexCounts()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether Redis is asked now, or was found to fail."""
+        return self._breaker.state is BreakerState.CLOSED
 
     async def prefixes(self, hashes: Sequence[BlockHash]) -> Mapping[Incarnation, int]:
         """Leading blocks of the chain that each living rank holds; ranks that hold none are left out.
@@ -74,6 +87,7 @@ class PrefixIndex:
         if not self._breaker.allows():
             self.counts.blind += 1
             return {}
+        begin = self._clock.now()
         try:
             async with asyncio.timeout(self._budget_s):
                 reply = await self._call(keyspace.LOOKUP, keyspace.pack_hashes(hashes))
@@ -84,6 +98,8 @@ class PrefixIndex:
             self.counts.failures += 1
             self.counts.last_failure = f"{type(error).__name__}: {error}"
             return {}
+        finally:
+            self.counts.seconds.observe(self._clock.now() - begin)
         self._breaker.succeeded()
         self.counts.answered += 1
         return found

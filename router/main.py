@@ -15,9 +15,11 @@ from grpc_reflection.v1alpha import reflection
 
 from baleen.clock import Clock, SystemClock
 from baleen.errors import BaleenError, ConfigError
+from baleen.exposition import MetricsServer, Samples
+from baleen.loop_lag import watch_lag
 from baleen.telemetry import Log, write_stderr
 from baleen.text.tokenizer import load_tokenizer
-from baleen.v1 import inference_pb2, inference_pb2_grpc
+from baleen.v1 import inference_pb2, inference_pb2_grpc, router_pb2, router_pb2_grpc
 from baleen.wire.channel import SERVER_OPTIONS
 from router.admission import Admission, AdmissionParameters
 from router.breaker import Breaker
@@ -25,6 +27,7 @@ from router.choice import Chooser, Lookup, NoIndex, Placement
 from router.config import RouterProcessConfig, load_router_config
 from router.index import PrefixIndex, open_client
 from router.members import Members, watch
+from router.metrics import Parts
 from router.policy.explain import Explainer
 from router.policy.registry import POLICIES
 from router.proxy import Proxy
@@ -33,10 +36,12 @@ from router.record import Records
 from router.retry import RetryBudget
 from router.service import InferenceService
 from router.sessions import RankSessions
+from router.status import RouterServicer
 
 SETTLE_S = 0.1
 """Before it stops to listen: for calls that have come and wait to be taken, which would end as cancelled otherwise."""
 
+STATUS_NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 
@@ -57,7 +62,6 @@ class Router:
             ),
             clock,
         )
-        self._admission = admission
         self._sessions = RankSessions(
             self._members, clock, self._log, config.session, on_change=admission.capacity_changed
         )
@@ -66,14 +70,17 @@ class Router:
             self._index = PrefixIndex(open_client(config.redis), config.cluster, Breaker(clock))
         lookup: Lookup = self._index or NoIndex()
         explainer, records = Explainer(config.parameters), Records()
+        chooser = Chooser(self._members, lookup, POLICIES[config.policy], config.parameters, explainer)
+        retries = RetryBudget(share=config.retry_share, reserve=config.retry_reserve)
+        quarantine = Quarantine(clock, seconds=config.quarantine_s)
         tokenizer = load_tokenizer(Path(config.model)) if config.model else None
         self._proxy = Proxy(
             sessions=self._sessions,
-            chooser=Chooser(self._members, lookup, POLICIES[config.policy], config.parameters, explainer),
+            chooser=chooser,
             admission=admission,
             records=records,
-            retries=RetryBudget(share=config.retry_share, reserve=config.retry_reserve),
-            quarantine=Quarantine(clock, seconds=config.quarantine_s),
+            retries=retries,
+            quarantine=quarantine,
             tokenizer=tokenizer,
             limits=config.limits,
             clock=clock,
@@ -90,6 +97,20 @@ class Router:
             clock=clock,
             log=self._log,
         )
+        self._parts = Parts(
+            proxy=self._proxy,
+            members=self._members,
+            admission=admission,
+            chooser=chooser,
+            meters=records.meters,
+            retries=retries,
+            quarantine=quarantine,
+            index=self._index,
+        )
+        self._status = RouterServicer(self._parts, policy=config.policy, is_leaving=lambda: self._service.leaving)
+        self._metrics: MetricsServer | None = None
+        self._clock = clock
+        self._lag: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: grpc.aio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -104,17 +125,26 @@ class Router:
         """Requests that have not ended."""
         return self._proxy.num_active
 
+    @property
+    def metrics_address(self) -> str:
+        """Where it answers GET /metrics, or empty."""
+        return self._status.metrics_address
+
     async def start(self) -> str:
         """Listen and find the ranks; returns the address. Raises ConfigError if the address cannot be taken."""
         server = grpc.aio.server(options=SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        router_pb2_grpc.add_RouterServiceServicer_to_server(self._status, server)
+        reflection.enable_server_reflection(
+            [SERVICE_NAME, STATUS_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
         host = self._config.listen.rpartition(":")[0]
         try:
             port = server.add_insecure_port(self._config.listen)
         except RuntimeError as error:
             raise ConfigError(f"listen is {self._config.listen!r}, which cannot be listened on") from error
+        self._serve_metrics()
         await server.start()
         self._server = server
         if self._index is not None:
@@ -127,6 +157,14 @@ class Router:
         self._log.info("router listens", address=address, policy=self._config.policy)
         return address
 
+    def _serve_metrics(self) -> None:
+        listen, loop = self._config.listen_metrics, asyncio.get_running_loop()
+        if listen:
+            samples = Samples("router", lambda: self._parts.read_from(loop))
+            self._metrics = MetricsServer(listen, samples, key="listen_metrics")
+            self._status.metrics_address = self._metrics.address
+        self._lag = asyncio.create_task(watch_lag(self._parts.lag, self._clock))
+
     async def stop(self, drain_s: float | None = None) -> None:
         """Take no new requests, let the running ones end for `drain_s` seconds, then end them, and leave."""
         self._service.leaving = True
@@ -136,13 +174,16 @@ class Router:
             await asyncio.sleep(SETTLE_S)
         if self._server is not None:
             await self._server.stop(drain_s)
-        self._admission.close()
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        self._parts.admission.close()
+        tasks = [task for task in (self._watch, self._lag) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._sessions.close()
         if self._index is not None:
             await self._index.close()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         self._log.info("router left")
 
 

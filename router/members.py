@@ -64,6 +64,11 @@ class Members:
     def __len__(self) -> int:
         return len(self._members)
 
+    @property
+    def pools(self) -> set[str]:
+        """Of all ranks, those without a session included."""
+        return {member.info.pool for member in self._members.values()}
+
     def apply(self, leases: Mapping[Incarnation, RankInfo]) -> Changes:
         """Take in all leases that are alive now.
 

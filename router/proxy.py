@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from baleen.ids import Epoch, Incarnation
 from baleen.reports import RankInfo
 from baleen.telemetry import Log
 from baleen.text.tokenizer import Tokenizer
+from baleen.wire.errors import wire_error
 from router.admission import Admission, Applicant
 from router.attempt import Attempt, Emit, RankFailed
 from router.choice import Chooser, Placement
 from router.completion import ClientCompletion, new_completions
 from router.messages import Job
+from router.policy.snapshot import Decision
 from router.quarantine import Quarantine, request_digest
 from router.record import Records, RequestRecord
 from router.retry import RetryBudget
@@ -69,12 +72,16 @@ class Proxy:
         self._limits = limits
         self._clock = clock
         self._log = log
-        self._active = 0
+        self._active: set[RequestRecord] = set()
 
     @property
     def num_active(self) -> int:
         """Requests that have not ended."""
-        return self._active
+        return len(self._active)
+
+    def phases(self) -> Counter[str]:
+        """Requests that have not ended, by what is done for them."""
+        return Counter(record.phase for record in self._active)
 
     async def run(self, job: Job, on_admitted: Callable[[], Awaitable[None]], emit: Emit) -> RequestRecord:
         """Serve one request to its end: `emit` gets what is new, in order for each completion.
@@ -83,8 +90,8 @@ class Proxy:
         deadline.
         """
         record = self._records.open(job.request_id, len(job.prompt), self._clock.now())
-        self._active += 1
-        outcome = "failed: INTERNAL"
+        self._active.add(record)
+        outcome, code = "failed: INTERNAL", "INTERNAL"
         try:
             limit = asyncio.timeout(max(0.0, job.deadline - self._clock.now()))
             try:
@@ -93,28 +100,30 @@ class Proxy:
             except TimeoutError:
                 if not limit.expired():
                     raise
-                raise DeadlineExceeded(f"the deadline passed while {_phase(record)}") from None
-            outcome = "finished"
+                raise DeadlineExceeded(f"the deadline passed while it was {record.phase}") from None
+            outcome, code = "finished", "OK"
         except asyncio.CancelledError:
             # gRPC itself cancels what has outlived its deadline
-            outcome = "cancelled" if self._clock.now() < job.deadline - CANCEL_LEAD_S else "failed: DeadlineExceeded"
+            outcome, code = "cancelled", "CANCELLED"
+            if self._clock.now() >= job.deadline - CANCEL_LEAD_S:
+                outcome, code = "failed: DeadlineExceeded", "DEADLINE_EXCEEDED"
             raise
         except BaleenError as error:
-            outcome = f"failed: {type(error).__name__}: {error}"
+            outcome, code = f"failed: {type(error).__name__}: {error}", wire_error(type(error)).code.name
             raise
         finally:
-            self._active -= 1
-            self._end(record, outcome)
+            self._active.discard(record)
+            self._end(record, outcome, code)
         return record
 
-    def _end(self, record: RequestRecord, outcome: str) -> None:
-        record.end(outcome, self._clock.now())
+    def _end(self, record: RequestRecord, outcome: str, code: str) -> None:
+        record.end(outcome, code, self._clock.now())
         usage = record.usage
         self._log.info(
             "request ended",
             request=record.request_id,
             outcome=outcome,
-            seconds=record.milestones[-1][0],
+            seconds=record.seconds,
             first_token_s=record.first_token_s,
             attempts=record.num_attempts,
             prompt_tokens=usage.prompt,
@@ -210,7 +219,7 @@ class _Life:
 
     def _tired(self, begun: float) -> bool:
         """Whether the wait since `begun` is over; a client that has tokens already is served until its deadline."""
-        if any(completion.token_ids for completion in self._completions):
+        if self._begun:
             return False
         return self._proxy._clock.now() - begun >= self._proxy._limits.rank_wait_s
 
@@ -230,7 +239,7 @@ class _Life:
         prefill = None
         if decision.prefill is not None:
             prefill = proxy._sessions.open.get(decision.prefill)
-        self._record.num_attempts += 1
+        self._note_choice(decision)
         self._record.happened(f"on {decode.address}: {decision.reason}", proxy._clock.now())
         await Attempt(
             self._job,
@@ -244,11 +253,27 @@ class _Life:
         ).run(may_go_on_without_prefill=placement.other_prefill_ranks < 1)
         return True
 
+    def _note_choice(self, decision: Decision) -> None:
+        record = self._record
+        record.num_attempts += 1
+        if record.num_attempts == 1:
+            record.predicted_first_token_s = self._proxy._clock.now() - record.arrived + decision.first_token_s
+            record.expected_hits = decision.expected_hits
+        else:
+            record.meters.retries[("continue" if self._begun else "restart",)] += 1
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the client has any token."""
+        return any(completion.token_ids for completion in self._completions)
+
     def _note(self, failure: RankFailed, digest: bytes) -> None:
         """Decide whether the request may go on elsewhere; raises what the client is told if not."""
         proxy, info = self._proxy, failure.info
         self._record.happened(f"failed on {info.address}: {failure}", proxy._clock.now())
         proxy._log.warning("request moves", request=self._job.request_id, rank=info.address, cause=str(failure))
+        if self._begun:
+            self._record.moved(failure.kind, proxy._clock.now())
         self._forget_the_living()
         self._excluded.add(info.incarnation)
         self._full = failure.full
@@ -258,8 +283,7 @@ class _Life:
             self._note_death(info, digest)
         if self._record.num_attempts >= proxy._limits.most_attempts:
             raise NotReady(f"{self._record.num_attempts} ranks failed, the last one: {failure}") from failure
-        begun = any(completion.token_ids for completion in self._completions)
-        if not begun and not proxy._retries.spend():
+        if not self._begun and not proxy._retries.spend():
             raise NotReady(f"too many requests are being tried again; this one failed with: {failure}") from failure
 
     def _note_death(self, info: RankInfo, digest: bytes) -> None:
@@ -276,7 +300,3 @@ class _Life:
 
     def _unfinished(self) -> list[ClientCompletion]:
         return [completion for completion in self._completions if completion.finish is None]
-
-
-def _phase(record: RequestRecord) -> str:
-    return next((event for _, event in reversed(record.milestones) if " " not in event), "it was queued")

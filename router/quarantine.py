@@ -23,9 +23,11 @@ class Quarantine:
         self._seconds = seconds
         self._most = most
         self._until: OrderedDict[bytes, float] = OrderedDict()
+        self.num_added = 0
 
     def add(self, digest: bytes) -> None:
         """Keep `digest` out from now on."""
+        self.num_added += 1
         self._until[digest] = self._clock.now() + self._seconds
         self._until.move_to_end(digest)
         while len(self._until) > self._most:

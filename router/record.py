@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baleen.blocks import BLOCK_TOKENS
 from baleen.errors import UnknownName
 from baleen.ids import RequestId
 from router.messages import CachedTokens
+from router.meters import RequestMeters
 
 MOST_MILESTONES = 64
 MOST_RECORDS = 4096
@@ -59,18 +61,42 @@ class Usage:
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """One request from its arrival on. Times are seconds since then; outcome is empty while it runs."""
+    """One request from its arrival on. Times are seconds since then; outcome is empty while it runs.
+
+    phases: seconds of each that is over. moves: causes for which it left a rank after its first token. code: gRPC
+    status of its end. expected_hits: tokens that each half of the first choice was believed to hold.
+    """
 
     request_id: RequestId
     arrived: float
     usage: Usage
+    meters: RequestMeters
     milestones: list[tuple[float, str]] = field(default_factory=list)
     first_token_s: float | None = None
     outcome: str = ""
     num_attempts: int = 0
+    code: str = ""
+    seconds: float = 0.0
+    phase: str = "queued"
+    phases: dict[str, float] = field(default_factory=dict)
+    moves: list[str] = field(default_factory=list)
+    predicted_first_token_s: float | None = None
+    expected_hits: Mapping[str, int] = field(default_factory=dict)
+    _phase_since: float | None = None
+    _moving_since: float | None = None
+    _last_token: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """How it ended, as metrics say it: finished, cancelled, rejected or failed."""
+        if self.code in ("OK", "CANCELLED"):
+            return "finished" if self.code == "OK" else "cancelled"
+        return "failed" if self.num_attempts else "rejected"
 
     def enter(self, phase: str, now: float) -> None:
-        """A phase begins."""
+        """A phase begins, and the one before ends."""
+        self._leave_phase(now)
+        self.phase, self._phase_since = phase, now
         self.happened(phase, now)
 
     def happened(self, event: str, now: float) -> None:
@@ -78,30 +104,50 @@ class RequestRecord:
         if len(self.milestones) < MOST_MILESTONES:
             self.milestones.append((now - self.arrived, event))
 
-    def token(self, count: int, now: float) -> None:
-        """`count` tokens go to the client."""
+    def moved(self, cause: str, now: float) -> None:
+        """A rank failed the request after its first token."""
+        self.moves.append(cause)
+        self._moving_since = now
+
+    def token(self, index: int, count: int, now: float) -> None:
+        """`count` tokens of completion `index` go to the client."""
         self.usage.completion += count
+        last = self._last_token.get(index)
+        if last is not None:
+            self.meters.token_gap.observe((now - last) / count, count)
+        self._last_token[index] = now
+        if self._moving_since is not None:
+            self.meters.migration.observe(now - self._moving_since)
+            self._moving_since = None
         if self.first_token_s is None:
             self.first_token_s = now - self.arrived
             self.happened("first token", now)
 
-    def end(self, outcome: str, now: float) -> None:
+    def end(self, outcome: str, code: str, now: float) -> None:
         """The request is over; only the first end counts."""
         if not self.outcome:
-            self.outcome = outcome
-            self.milestones.append((now - self.arrived, f"end: {outcome}"))
+            self._leave_phase(now)
+            self.outcome, self.code, self.seconds = outcome, code, now - self.arrived
+            self.milestones.append((self.seconds, f"end: {outcome}"))
+            self.meters.ended(self)
+
+    def _leave_phase(self, now: float) -> None:
+        if self._phase_since is not None:
+            self.phases[self.phase] = self.phases.get(self.phase, 0.0) + now - self._phase_since
+            self._phase_since = None
 
 
 class Records:
-    """The records of the latest requests; when full the oldest goes."""
+    """The records of the latest requests; when full the oldest goes. meters: what they all count in."""
 
-    def __init__(self, capacity: int = MOST_RECORDS) -> None:
+    def __init__(self, capacity: int = MOST_RECORDS, *, meters: RequestMeters | None = None) -> None:
         self._capacity = capacity
+        self.meters = meters or RequestMeters()
         self._records: OrderedDict[RequestId, RequestRecord] = OrderedDict()
 
     def open(self, request_id: RequestId, num_prompt_tokens: int, now: float) -> RequestRecord:
         """The record of a request that arrives. A client that uses an id again replaces the record of its last use."""
-        record = RequestRecord(request_id, now, Usage(num_prompt_tokens))
+        record = RequestRecord(request_id, now, Usage(num_prompt_tokens), self.meters)
         self._records[request_id] = record
         self._records.move_to_end(request_id)
         while len(self._records) > self._capacity:

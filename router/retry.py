@@ -13,6 +13,11 @@ class RetryBudget:
         self._most = float(reserve)
         self._left = float(reserve)
 
+    @property
+    def left(self) -> float:
+        """Retries in store."""
+        return self._left
+
     def earn(self) -> None:
         """Note a new request."""
         self._left = min(self._most, self._left + self._share)

@@ -16,7 +16,7 @@ from baleen.sampling import MAX_SEED
 from baleen.telemetry import Log
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from baleen.wire.errors import abort
+from baleen.wire.errors import abort, wire_error
 from baleen.wire.reports import finish_to_proto, logprobs_to_proto
 from baleen.wire.sampling import sampling_from_proto
 from router.explanation import explanation_to_proto
@@ -63,10 +63,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """Continue a prompt; see the proto file."""
+        job: Job | None = None
         try:
             job = await self._job(request, context)
             await self._serve(job, context)
         except BaleenError as error:
+            if job is None:
+                self._records.meters.refused(wire_error(type(error)).code.name)
             await abort(context, error)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()

@@ -33,6 +33,7 @@ from workers.stdio import CommandReader, EventWriter, claim_stdout
 
 if TYPE_CHECKING:
     from workers.cache.announce import Announcer, EventFeed
+    from workers.metrics import RankParts
     from workers.parallel.group import Group
     from workers.server_thread import RankServer
     from workers.startup import Engine, Timeline
@@ -66,6 +67,8 @@ class RankProcess:
             takes_requests=not config.serve.listen,
         )
         self._server: RankServer | None = None
+        self._parts: RankParts | None = None
+        self._metrics_address = ""
         self._address = ""
 
     def run(self) -> None:
@@ -74,6 +77,8 @@ class RankProcess:
         try:
             if self._config.serve.listen:
                 self._listen()
+            if self._config.serve.metrics_listen:
+                self._serve_metrics()
             self._lifecycle.end(self._serve(), 0)
         except EpochEnded as error:
             self._lifecycle.leave_epoch(error.cause)
@@ -108,6 +113,18 @@ class RankProcess:
         self._outlets.listens(self._server)
         self._log.info("listening", address=listens, advertised=self._address)
 
+    def _serve_metrics(self) -> None:
+        """Answer scrapes from now on, so that a rank that does not come up can be told from one that is not there."""
+        from baleen.exposition import MetricsServer, Samples
+        from workers.metrics import RankParts
+
+        self._parts = RankParts(self._config, lag=self._server.lag if self._server is not None else None)
+        server = MetricsServer(
+            self._config.serve.metrics_listen, Samples("rank", self._parts.samples), key="serve.metrics_listen"
+        )
+        self._metrics_address = server.address
+        self._log.info("metrics", address=server.address)
+
     def _serve(self) -> str:
         """Start, run the step loop until the group has drained, and leave; returns why it did."""
         begin = self._clock.now()
@@ -139,6 +156,8 @@ class RankProcess:
             moves=engine.moves,
             publish=feed.publish if feed is not None else None,
         )
+        if self._parts is not None:
+            self._parts.engine, self._parts.loop, self._parts.announcer = engine, loop, announcer
         self._inbox.connect(group.notify)
         self._lifecycle.serving()
         self._tell_ready(engine, info, timeline)
@@ -183,6 +202,7 @@ class RankProcess:
             pid=os.getpid(),
             transfer_address=engine.moves.address,
             transport=engine.moves.transport,
+            metrics_address=self._metrics_address,
         )
 
     def _tell_ready(self, engine: Engine, info: RankInfo, timeline: Timeline) -> None:

@@ -156,7 +156,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     self.sessions.claim(session, prefill.request_id, 1)
                     self._put(prefill)
                 case worker_pb2.Abort():
-                    command = abort_from_proto(message)
+                    command = abort_from_proto(message, now=self._clock.now())
                     if self.sessions.owns(session, command.request_id):
                         self._inbox.put(command)
                 case worker_pb2.HealthQuery():

@@ -16,6 +16,8 @@ from queue import SimpleQueue
 from threading import Thread
 
 from baleen.clock import Clock
+from baleen.loop_lag import watch_lag
+from baleen.metrics import histogram
 from baleen.reports import RankInfo
 from baleen.telemetry import Log
 from baleen.v1 import worker_pb2_grpc
@@ -53,6 +55,8 @@ class RankServer:
         self._drain = drain
         self._log = log
         self._stall_s = stall_s
+        self._clock = clock
+        self.lag = histogram("event_loop_lag_seconds")
         self._servicer = WorkerServicer(inbox, health=health, drain=drain, clock=clock)
         self._started: Future[str] = Future()
         self._loop = asyncio.new_event_loop()
@@ -126,9 +130,13 @@ class RankServer:
         await states.set_all(False)
         await server.start()
         self._started.set_result(address)
-        watching = asyncio.create_task(self._watch(states))
+        watching = [
+            asyncio.create_task(self._watch(states)),
+            asyncio.create_task(watch_lag(self.lag, self._clock)),
+        ]
         await self._closing.wait()
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         await states.set_all(False)
         self._servicer.sessions.end(Ended("the rank ends"))
         await server.stop(1.0)

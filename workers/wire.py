@@ -78,9 +78,9 @@ def fetch_from_proto(
     )
 
 
-def abort_from_proto(message: worker_pb2.Abort) -> Abort:
+def abort_from_proto(message: worker_pb2.Abort, *, now: float) -> Abort:
     """One completion of a request, or all of them."""
-    return Abort(RequestId(message.request_id), message.index if message.HasField("index") else None)
+    return Abort(RequestId(message.request_id), message.index if message.HasField("index") else None, now)
 
 
 def seconds(value: float, field: str, *, above: float = -math.inf) -> float:

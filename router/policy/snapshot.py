@@ -200,6 +200,15 @@ class Decision:
     candidates: tuple[Candidate, ...]
     reason: str
 
+    @property
+    def expected_hits(self) -> dict[str, int]:
+        """Prompt tokens that the chosen ranks are believed to hold: on `decode`, and what `prefill` adds to it."""
+        held = {candidate.half == "prefill": candidate.cached_blocks for candidate in self.candidates}
+        found = {"decode": held[False] * BLOCK_TOKENS}
+        if True in held:
+            found["prefill"] = max(0, held[True] - held[False]) * BLOCK_TOKENS
+        return found
+
 
 class Policy(Protocol):
     """A way to choose. Raises NotReady if no rank can be chosen, CapacityError if the prompt fits none."""

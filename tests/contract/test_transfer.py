@@ -161,7 +161,7 @@ def test_a_ticket_serves_one_connection(sender, receiver, connect):
     first = connect()
     assert first.greet("t", 2).refusal == ""
     sender.push(receiver.transport.address, "t", [0, 1])
-    assert "before" in _failure_of(sender.news)
+    assert "before" in _failure_of(sender.news) and receiver.transport.counts.fenced == 1
     first.send("t", 0, bytes(sender.memory.blocks[0]))
     assert first.ack() == (0, AckStatus.LANDED)
     first.sock.shutdown(socket.SHUT_RDWR)
@@ -208,6 +208,7 @@ def test_a_block_whose_header_is_wrong_does_not_land(sender, receiver, index, ch
     assert raw.hung_up()
     ended = receiver.news.next()
     assert isinstance(ended, LandingEnded) and f"block {index}" in ended.failure
+    assert receiver.transport.counts.damaged == ("checksum" in changed)
     if "checksum" not in changed:
         assert receiver.changed() == []
 
@@ -224,6 +225,7 @@ def test_nothing_lands_after_a_ticket_was_revoked(sender, receiver):
     sender.push(receiver.transport.address, "t", [0, 1])
     assert "no such ticket" in _failure_of(sender.news)
     assert receiver.changed() == [] and receiver.news.silent
+    assert receiver.transport.counts.fenced == 1
 
 
 def test_revoking_cuts_a_transfer_and_its_end_is_told(sender, receiver, connect):

@@ -185,6 +185,9 @@ def test_a_reservation_that_expires_frees_everything_on_both_ranks(pair):
     decode.clock.advance(6.0)
     prefill.step_until(lambda: prefill.prefills_done and not decode.busy_blocks, decode)
     assert prefill.busy_blocks == 0
+    counts = decode.moves.counts
+    assert (counts.expired, counts.failures_in, prefill.moves.counts.failures_out) == (1, 1, 1)
+    assert decode.moves.counts.blocks_in <= prefill.moves.counts.blocks_out + 1
     # late, but the request is served all the same
     decode.submit("a", prompt, ticket=reservation.ticket)
     assert finish(decode, "a") == alone(prompt)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from baleen.blocks import BlockHash
-from workers.transfer.transport import Landing, TransferNews
+from workers.transfer.transport import Landing, TransferNews, TransportCounts
 
 
 @dataclass(eq=False)
@@ -48,6 +48,7 @@ class FakeTransport:
         self.connected: set[str] = set()
         self.cut: set[str] = set()
         self.pushes: list[FakePush] = []
+        self.counts = TransportCounts()
 
     def start(self, post: Callable[[TransferNews], object]) -> None:
         """Nothing comes by itself."""

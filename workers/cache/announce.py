@@ -149,6 +149,8 @@ class Announcer:
         self._lease_ends = 0.0
         self._renew_at = self._write_at = self._try_at = 0.0
         self._failing = False
+        self.num_failures = 0
+        self.num_leases_lost = 0
         self._last_success: float | None = None
         self._thread = Thread(target=self._run, name="announcer", daemon=True)
 
@@ -204,6 +206,7 @@ class Announcer:
             self._log.info("redis answers again")
 
     def _fail(self, now: float, error: redis.RedisError) -> None:
+        self.num_failures += 1
         if not self._failing:
             self._failing = True
             self._log.warning("redis cannot be reached, prefixes are not announced", cause=str(error))
@@ -256,6 +259,7 @@ class Announcer:
             self._log.warning("the lease could not be given back and will expire", cause=str(error))
 
     def _lose_lease(self) -> None:
+        self.num_leases_lost += 1
         self._tag = None
         self._blocks.forget_untold()
         self._renew_at = 0.0

@@ -75,6 +75,7 @@ class BlockCache:
         self._tree = PrefixTree(fingerprint, hash_block=hash_block)
         self._arrivals: dict[Holder, Arrival] = {}
         self._loans: dict[Holder, list[int]] = {}
+        self.num_evicted = 0
 
     @property
     def num_blocks(self) -> int:
@@ -326,6 +327,7 @@ class BlockCache:
         if not self._ledger.num_free:
             for block_id in self._tree.evict():
                 self._ledger.reclaim(block_id)
+                self.num_evicted += 1
 
 
 def _pack_shareable(token_ids: Sequence[int]) -> tuple[bytes, ...]:

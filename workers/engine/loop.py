@@ -28,6 +28,7 @@ from workers.engine.messages import (
     Submit,
     WithdrawFetch,
 )
+from workers.engine.meters import LoopMeters
 from workers.engine.speed import SpeedMeter
 from workers.engine.submission import expand_submission, prefill_request
 from workers.transfer.moves import Moves
@@ -104,6 +105,7 @@ class StepLoop:
         self._moves.start(inbox.put)
         self._publish = publish
         self._speed = SpeedMeter()
+        self.meters = LoopMeters()
         self._step = 0
         self._left = False
         self._live: dict[RequestId, int] = {}
@@ -111,6 +113,11 @@ class StepLoop:
         self._drain_deadline = 0.0
         self._load: Load | None = None
         self._load_time = clock.now()
+
+    @property
+    def load(self) -> Load | None:
+        """The latest that was reported; for any thread."""
+        return self._load
 
     def run(self) -> str:
         """Step until the group has drained; returns why it did.
@@ -124,16 +131,25 @@ class StepLoop:
 
     def step(self) -> None:
         """One step of the engine; an idle one sleeps until there is work."""
+        now = self._clock.now
+        times = [now()]
         self._receive()
         batch = self._scheduler.schedule()
+        times.append(now())
         agreement = self._agree(batch)
+        times.append(now())
         self._emit_outputs(agreement)
         if self._publish is not None:
             self._publish()
+        times.append(now())
         if agreement.all_idle:
             self._rest(agreement)
-        else:
-            self._commit(batch, self._compute(batch))
+            return
+        result = self._compute(batch)
+        times.append(now())
+        self._commit(batch, result)
+        times.append(now())
+        self.meters.stepped(times)
 
     def _receive(self) -> None:
         for command in self._inbox.take():
@@ -147,6 +163,8 @@ class StepLoop:
             case Submit() | Prefill():
                 self._begin(command)
             case Abort():
+                if command.asked_at is not None and command.request_id in self._live:
+                    self.meters.aborting(command.request_id, command.asked_at)
                 self._scheduler.abort(command.request_id, command.index)
                 self._moves.prefills.abort(command.request_id)
             case Drain():
@@ -351,6 +369,7 @@ class StepLoop:
         outputs: list[RequestOutput] = []
         for output in self._scheduler.take_outputs():
             if output.finish is not None:
+                self.meters.ended(output.request_id, output.finish, self._clock.now())
                 self._live[output.request_id] -= 1
                 if not self._live[output.request_id]:
                     del self._live[output.request_id]

@@ -69,10 +69,14 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End one completion of a request, or all with index None. Legal in any state, and for unknown requests."""
+    """End one completion of a request, or all with index None. Legal in any state, and for unknown requests.
+
+    asked_at: when it came, in the rank's own clock; None: not known.
+    """
 
     request_id: RequestId
     index: int | None = None
+    asked_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

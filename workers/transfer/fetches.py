@@ -16,6 +16,7 @@ from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
 from workers.cache.ledger import AccountingError, Holder, HolderKind
 from workers.engine.messages import Fetch, FetchDone
+from workers.transfer.counts import MoveCounts
 from workers.transfer.transport import BlockPushed, Push, PushEnded, Transport
 
 MOST_FETCHES = 16
@@ -30,6 +31,7 @@ class _Fetch:
     holder: Holder
     push: Push
     num_found: int
+    began_at: float
     num_pushed: int = 0
     failure: str | None = None
     told: bool = False
@@ -46,12 +48,14 @@ class Fetches:
         *,
         fingerprint: bytes,
         numbers: Iterator[int],
+        counts: MoveCounts | None = None,
     ) -> None:
         self._blocks = blocks
         self._transport = transport
         self._clock = clock
         self._fingerprint = fingerprint
         self._numbers = numbers
+        self._counts = counts or MoveCounts()
         self._by_push: dict[int, _Fetch] = {}
 
     def __len__(self) -> int:
@@ -87,7 +91,7 @@ class Fetches:
         for block_id in block_ids[first:]:
             self._blocks.lend(holder, block_id)
         push = self._transport.push(number, destination.address, destination.ticket, first, num_wanted - first)
-        self._by_push[number] = _Fetch(command, holder, push, num_found, failure=failure)
+        self._by_push[number] = _Fetch(command, holder, push, num_found, self._clock.now(), failure=failure)
         hashes = chain_hashes(root_hash(self._fingerprint, salt), command.token_ids)
         for index in range(first, num_found):
             push.send(index, block_ids[index], hashes[index])
@@ -104,12 +108,15 @@ class Fetches:
         entry = self._by_push.get(news.push)
         if entry is not None:
             entry.num_pushed += 1
+            self._counts.blocks_out += 1
 
     def push_ended(self, news: PushEnded) -> None:
         """A transfer, perhaps somebody else's, reads no block any more."""
         entry = self._by_push.pop(news.push, None)
         if entry is not None:
             self._blocks.recall(entry.holder)
+            self._counts.seconds_out.observe(self._clock.now() - entry.began_at)
+            self._counts.failures_out += news.failure is not None
             failure = news.failure or entry.failure
             _answer(entry.command, FetchDone(entry.num_found, entry.num_pushed, failure))
 

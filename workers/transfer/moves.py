@@ -8,6 +8,7 @@ from collections.abc import Callable
 from baleen.clock import Clock
 from baleen.ids import RequestId
 from workers.cache.blocks import BlockCache
+from workers.transfer.counts import MoveCounts
 from workers.transfer.fetches import Fetches
 from workers.transfer.prefills import Prefills
 from workers.transfer.reservations import Reservations
@@ -18,6 +19,7 @@ from workers.transfer.transport import (
     PushEnded,
     TransferNews,
     Transport,
+    TransportCounts,
 )
 
 
@@ -38,10 +40,13 @@ class Moves:
     ) -> None:
         self._blocks = blocks
         self._transport = transport
-        self.reservations = Reservations(blocks, transport, clock, fingerprint=fingerprint, prefix_cache=prefix_cache)
+        self.counts = MoveCounts()
+        self.reservations = Reservations(
+            blocks, transport, clock, fingerprint=fingerprint, prefix_cache=prefix_cache, counts=self.counts
+        )
         numbers = itertools.count(1)
-        self.prefills = Prefills(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers)
-        self.fetches = Fetches(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers)
+        self.prefills = Prefills(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers, counts=self.counts)
+        self.fetches = Fetches(blocks, transport, clock, fingerprint=fingerprint, numbers=numbers, counts=self.counts)
 
     @property
     def address(self) -> str:
@@ -57,6 +62,11 @@ class Moves:
     def is_pushing(self) -> bool:
         """Whether any transfer to another rank has not ended."""
         return self.prefills.is_pushing or len(self.fetches) > 0
+
+    @property
+    def transport_counts(self) -> TransportCounts:
+        """What the transport refused."""
+        return self._transport.counts if self._transport is not None else TransportCounts()
 
     @property
     def next_deadline(self) -> float | None:

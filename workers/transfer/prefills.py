@@ -18,6 +18,7 @@ from workers.cache.ledger import AccountingError, Holder, HolderKind
 from workers.engine.batch import FinishReason, RequestOutput
 from workers.engine.messages import Destination, Prefill, PrefillDone
 from workers.engine.request import Request
+from workers.transfer.counts import MoveCounts
 from workers.transfer.transport import BlockPushed, Push, PushEnded, Transport
 
 STALL_TIMEOUT_S = 30.0
@@ -43,6 +44,7 @@ class _Prefill:
     num_lent: int = 0
     num_pushed: int = 0
     progress_at: float = 0.0
+    pushing_since: float = 0.0
     push: Push | None = None
     is_computing: bool = True
     failure: str | None = None
@@ -75,11 +77,13 @@ class Prefills:
         *,
         fingerprint: bytes,
         numbers: Iterator[int],
+        counts: MoveCounts | None = None,
     ) -> None:
         self._blocks = blocks
         self._transport = transport
         self._clock = clock
         self._fingerprint = fingerprint
+        self._counts = counts or MoveCounts()
         self._by_request: dict[RequestId, _Prefill] = {}
         self._by_push: dict[int, _Prefill] = {}
         self._numbers = numbers
@@ -162,6 +166,7 @@ class Prefills:
         self._blocks.return_loan(entry.holder)
         entry.num_lent -= 1
         entry.num_pushed += 1
+        self._counts.blocks_out += 1
         entry.progress_at = self._clock.now()
 
     def push_ended(self, news: PushEnded) -> RequestId | None:
@@ -172,6 +177,8 @@ class Prefills:
         self._blocks.recall(entry.holder)
         entry.num_lent = 0
         entry.push = None
+        self._counts.seconds_out.observe(self._clock.now() - entry.pushing_since)
+        self._counts.failures_out += news.failure is not None
         if news.failure is not None:
             entry.failure = entry.failure or news.failure
         self._answer_if_over(entry)
@@ -218,7 +225,7 @@ class Prefills:
     def _begin_push(self, entry: _Prefill, destination: Destination) -> None:
         assert self._transport is not None
         first = destination.first_block
-        entry.progress_at = self._clock.now()
+        entry.progress_at = entry.pushing_since = self._clock.now()
         self._by_push[entry.number] = entry
         entry.push = self._transport.push(
             entry.number, destination.address, destination.ticket, first, len(entry.hashes) - first

@@ -34,6 +34,7 @@ from workers.transfer.transport import (
     LandingEnded,
     TransferError,
     TransferNews,
+    TransportCounts,
 )
 
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -69,6 +70,7 @@ class Receiver:
         self._tickets: dict[str, _Ticket] = {}
         self._connections: set[socket.socket] = set()
         self._closed = False
+        self.counts = TransportCounts(block_bytes=cache.layout.block_bytes)
         self._post: Callable[[TransferNews], object] | None = None
 
     def start(self, post: Callable[[TransferNews], object]) -> None:
@@ -172,8 +174,10 @@ class Receiver:
             )
         entry = self._tickets.get(hello.ticket)
         if entry is None or entry.revoked:
+            self.counts.fenced += 1
             return f"receiver {self.address} knows no such ticket of {peer}, or it has expired"
         if entry.connection is not None:
+            self.counts.fenced += 1
             return f"receiver {self.address} has seen this ticket before, a second use from {peer} is refused"
         landing = entry.landing
         if (hello.first_block, hello.num_blocks) != (landing.first_block, len(landing.block_ids)):
@@ -201,10 +205,13 @@ class Receiver:
             views = self._cache.views(landing.block_ids[place])
             receive_into(connection, views)
             if checksum(views) != header.checksum:
+                with self._lock:
+                    self.counts.damaged += 1
                 send_ack(connection, header.index, AckStatus.DAMAGED)
                 raise TransferError(f"block {header.index} is damaged: its checksum is wrong")
             with self._lock:
                 if entry.revoked:
+                    self.counts.fenced += 1
                     raise TransferError(f"block {header.index} came after the reservation had ended")
                 num_landed += 1
                 self._tell(BlockLanded(landing.ticket, header.index))

@@ -22,6 +22,7 @@ from baleen.ids import RequestId
 from workers.cache.blocks import Arrival, BlockCache
 from workers.cache.ledger import AccountingError, Holder, HolderKind
 from workers.engine.messages import Reservation, Reserve
+from workers.transfer.counts import MoveCounts
 from workers.transfer.transport import BlockLanded, Landing, LandingEnded, Transport
 
 MOST_TIMEOUT_S = 600.0
@@ -35,6 +36,7 @@ class _Reserved:
     ticket: str
     salt: bytes
     arrival: Arrival
+    made_at: float
     deadline: float
     is_landing: bool
     pinned: bool = True
@@ -53,13 +55,21 @@ class Reservations:
     """All reservations of a rank. fingerprint: of model and record format, as in the names of blocks."""
 
     def __init__(
-        self, blocks: BlockCache, transport: Transport | None, clock: Clock, *, fingerprint: bytes, prefix_cache: bool
+        self,
+        blocks: BlockCache,
+        transport: Transport | None,
+        clock: Clock,
+        *,
+        fingerprint: bytes,
+        prefix_cache: bool,
+        counts: MoveCounts | None = None,
     ) -> None:
         self._blocks = blocks
         self._transport = transport
         self._clock = clock
         self._fingerprint = fingerprint
         self._prefix_cache = prefix_cache
+        self._counts = counts or MoveCounts()
         self._by_ticket: dict[str, _Reserved] = {}
         self._count = 0
 
@@ -103,6 +113,7 @@ class Reservations:
             ticket=secrets.token_urlsafe(18),
             salt=salt,
             arrival=arrival,
+            made_at=self._clock.now(),
             deadline=self._clock.now() + command.timeout_s,
             is_landing=num_held < num_wanted,
         )
@@ -142,6 +153,7 @@ class Reservations:
         """End what is past its deadline; whether there was any."""
         now = self._clock.now()
         late = [entry for entry in self._by_ticket.values() if not entry.ended and entry.deadline <= now]
+        self._counts.expired += len(late)
         for entry in late:
             self.release(entry.ticket)
         return bool(late)
@@ -152,6 +164,7 @@ class Reservations:
         if entry is None or entry.ended:
             return
         assert entry.is_landing
+        self._counts.blocks_in += 1
         if not self._blocks.land(entry.arrival):
             # its name is taken by another content, so that neither it nor those after it can be shared
             self._fence(entry)
@@ -160,6 +173,8 @@ class Reservations:
         """Nothing writes into the blocks of a reservation any more."""
         entry = self._by_ticket.get(news.ticket)
         if entry is not None and entry.is_landing:
+            self._counts.seconds_in.observe(self._clock.now() - entry.made_at)
+            self._counts.failures_in += news.failure is not None
             self._finish_landing(entry)
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from workers.cache.block_bytes import BlockBytes
 from workers.transfer.receiver import Receiver
 from workers.transfer.sender import TcpPush, open_push
-from workers.transfer.transport import Landing, TransferNews
+from workers.transfer.transport import Landing, TransferNews, TransportCounts
 
 
 class TcpTransport:
@@ -29,6 +29,11 @@ class TcpTransport:
     def address(self) -> str:
         """See Transport."""
         return self._advertise or self._receiver.address
+
+    @property
+    def counts(self) -> TransportCounts:
+        """See Transport."""
+        return self._receiver.counts
 
     def start(self, post: Callable[[TransferNews], object]) -> None:
         """See Transport."""

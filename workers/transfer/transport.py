@@ -85,6 +85,18 @@ class PushEnded:
 TransferNews = BlockLanded | LandingEnded | BlockPushed | PushEnded
 
 
+@dataclass(slots=True, eq=False)
+class TransportCounts:
+    """damaged: blocks whose checksum was wrong. fenced: transfers and blocks whose reservation was over or unknown.
+
+    block_bytes: of each block that was not.
+    """
+
+    block_bytes: int = 0
+    damaged: int = 0
+    fenced: int = 0
+
+
 class Push(Protocol):
     """One transfer to one destination. No method blocks; after `finish` or `cancel` comes PushEnded, once."""
 
@@ -105,6 +117,11 @@ class Transport(Protocol):
     """Moves blocks between ranks. Only the step loop's thread calls it. name: of the kind, in reports."""
 
     name: str
+
+    @property
+    def counts(self) -> TransportCounts:
+        """What it refused, for any thread."""
+        ...
 
     @property
     def address(self) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from baleen.cluster_config import GroupConfig, PoolConfig
+from baleen.cluster_config import GroupConfig, PoolConfig, TelemetryConfig
 from baleen.config import ModelConfig, RankConfig
 from baleen.errors import BaleenError, CheckpointError, EpochEnded
 from baleen.ids import Epoch, Incarnation
@@ -93,6 +93,7 @@ def group(*ranks: FakeRank, **fields) -> RankGroup:
         pool=pool,
         model=ModelConfig(path="m"),
         timeouts=GroupConfig(start_timeout_s=60.0),
+        telemetry=TelemetryConfig(),
         redis=RedisConfig(url="redis://r"),
         **fields,
     )

@@ -65,10 +65,10 @@ def test_a_record_keeps_its_first_end_and_few_milestones():
     record = Records().open(RequestId("a"), 5, 100.0)
     for _ in range(10 * MOST_MILESTONES):
         record.happened("again", 101.0)
-    record.token(1, 102.0)
-    record.token(3, 103.0)
-    record.end("finished", 104.0)
-    record.end("cancelled", 105.0)
+    record.token(0, 1, 102.0)
+    record.token(0, 3, 103.0)
+    record.end("finished", "OK", 104.0)
+    record.end("cancelled", "CANCELLED", 105.0)
     assert (record.outcome, record.first_token_s, record.usage.completion) == ("finished", 2.0, 4)
     assert len(record.milestones) == MOST_MILESTONES + 1
     assert record.milestones[-1] == (4.0, "end: finished")

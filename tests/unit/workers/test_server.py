@@ -77,7 +77,7 @@ async def test_commands_become_what_the_step_loop_obeys():
         ]
         await session.abort("a", 0)
         await session.abort("b")
-        assert await rank.commands(2) == [Abort(RequestId("a"), 0), Abort(RequestId("b"))]
+        assert await rank.commands(2) == [Abort(RequestId("a"), 0, 1000.0), Abort(RequestId("b"), None, 1000.0)]
 
 
 @async_test
@@ -109,7 +109,7 @@ async def test_another_session_s_request_cannot_be_aborted_or_taken():
         await other.submit("a", [5])
         assert "'a'" in str(await other.refusal())
         await owner.abort("a")
-        assert await rank.commands(1) == [Abort(RequestId("a"))]
+        assert await rank.commands(1) == [Abort(RequestId("a"), None, 1000.0)]
 
 
 @async_test

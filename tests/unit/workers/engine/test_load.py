@@ -1,6 +1,11 @@
 """What a rank reports of itself agrees with what it was given to do."""
 
+import pytest
+
+from baleen.ids import RequestId
 from tests.support.loop_rank import Rank
+from workers.cache.events import Removed
+from workers.engine.messages import Abort
 
 PROMPT = tuple(2 + place % 7 for place in range(150))
 OTHER = tuple(3 + place % 5 for place in range(150))
@@ -43,3 +48,28 @@ def test_the_time_of_a_step_is_that_of_the_model():
     rank.submit("only")
     rank.steps(5)
     assert round(rank.events[-1].load.step_s, 9) == rank.step_s
+
+
+def test_what_a_step_and_an_abort_take_is_measured():
+    rank = Rank(num_blocks=8)
+    rank.submit("long", PROMPT, max_tokens=50)
+    rank.steps(5)
+    rank.inbox.put(Abort(RequestId("long"), asked_at=rank.clock.now() - 0.5))
+    # nobody knows it: this abort frees nothing
+    rank.inbox.put(Abort(RequestId("gone"), asked_at=rank.clock.now()))
+    rank.steps(3)
+    meters = rank.loop.meters
+    assert meters.ends == {("cancelled",): 1}
+    assert sum(meters.cancel_release.counts) == 1 and meters.cancel_release.total == pytest.approx(0.5, abs=0.02)
+    compute = meters.steps[("compute",)]
+    assert compute.total == pytest.approx(sum(compute.counts) * rank.step_s)
+    assert sum(meters.steps[("schedule",)].counts) == sum(compute.counts) > 0
+
+
+def test_evictions_are_counted():
+    rank = Rank(num_blocks=4)
+    for name, prompt in (("first", PROMPT), ("second", OTHER), ("third", PROMPT)):
+        rank.submit(name, prompt)
+        rank.steps(8)
+    removed = [event for event in rank.blocks.events.after(0) if isinstance(event, Removed)]
+    assert rank.blocks.num_evicted == len(removed) == 2
