@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import grpc.aio
@@ -15,7 +15,7 @@ from baleen.errors import BaleenError
 from baleen.ids import Incarnation
 from baleen.redis_config import RedisConfig
 from baleen.reports import Load, RankInfo
-from baleen.v1 import worker_pb2, worker_pb2_grpc
+from baleen.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
 from baleen.wire.reports import load_from_proto
 from cluster.run_state import RunState
@@ -42,14 +42,41 @@ class RankStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouterFigures:
+    """What a router says of itself, field by field as in `GetStatusResponse` of router.proto."""
+
+    policy: str
+    metrics_address: str
+    leaving: bool
+    num_ranks: int
+    num_queued: int
+    queued_tokens: int
+    num_active: int
+    num_admitted: int
+    num_shed: int
+    num_expired: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    retry_budget: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStatus:
+    """One router. health: what its health service says. figures: None if it gives none."""
+
+    health: str
+    figures: RouterFigures | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """The whole cluster. routers: what the health service at each address says. groups: running and wanted by pool.
+    """The whole cluster. routers: by their addresses. groups: running and wanted by pool.
 
     redis_error: why Redis gave no answer, or None.
     """
 
     name: str
-    routers: Mapping[str, str]
+    routers: Mapping[str, RouterStatus]
     groups: Mapping[str, tuple[int, int]]
     redis_error: str | None
     ranks: tuple[RankStatus, ...]
@@ -73,7 +100,7 @@ async def members(cluster: str, redis: RedisConfig) -> Mapping[Incarnation, Rank
 
 async def cluster_status(state: RunState) -> ClusterStatus:
     """Ask everybody, all at once."""
-    routers = asyncio.gather(*map(_router_health, state.routers))
+    routers = asyncio.gather(*map(router_status, state.routers))
     redis_error = None
     infos: Sequence[RankInfo] = ()
     try:
@@ -150,12 +177,21 @@ async def _rank_status(info: RankInfo) -> RankStatus:
     return RankStatus(info=info, load=load, error="the session ended without an answer")
 
 
-async def _router_health(address: str) -> str:
+async def router_status(address: str) -> RouterStatus:
+    """What the router at `address` says."""
     async with open_channel(address) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=ASK_TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
-            return f"gives no answer ({error.code().name})"
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower()
+            return RouterStatus(health=f"gives no answer ({error.code().name})")
+        health = str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)).lower()
+        try:
+            told = await router_pb2_grpc.RouterServiceStub(channel).GetStatus(
+                router_pb2.GetStatusRequest(), timeout=ASK_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            return RouterStatus(health=f"{health}, tells nothing of itself ({error.code().name})")
+    figures = {field.name: getattr(told, field.name) for field in fields(RouterFigures)}
+    return RouterStatus(health=health, figures=RouterFigures(**figures))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,18 +12,23 @@ from cluster.status import ClusterStatus, RankStatus
 _HEADER = (
     *("pool", "group", "role", "epoch", "rank", "address"),
     *("free", "held", "cached", "arriving", "lent"),
-    *("wait", "run", "queued tok", "hit", "step", "tok/s", "transport", "steps", ""),
+    *("wait", "run", "queued tok", "hit", "step", "tok/s", "transport", "metrics", "steps", ""),
 )
-_LEFT = {"pool", "group", "role", "epoch", "address", "transport", ""}
+_ROUTER_HEADER = (
+    *("router", "policy", "metrics", "ranks", "queue", "queued tok", "active"),
+    *("admitted", "shed", "expired", "hit", "retries left"),
+)
+_LEFT = {"pool", "group", "role", "epoch", "address", "transport", "router", "policy", "metrics", ""}
 """Columns of words; numbers stand on the right."""
 
 
 def status_text(status: ClusterStatus) -> str:
     """The whole table."""
-    routers = ", ".join(f"{address} {health}" for address, health in status.routers.items())
+    routers = ", ".join(f"{address} {router.health}" for address, router in status.routers.items())
     lines = [f"cluster {status.name}: router {routers}"]
     if status.redis_error is not None:
         lines.append(f"redis: {status.redis_error}")
+    lines += _router_lines(status)
     if not status.ranks:
         return "\n".join([*lines, "no rank has a lease"]) + "\n"
     rows: list[Sequence[str]] = [_HEADER]
@@ -31,7 +36,7 @@ def status_text(status: ClusterStatus) -> str:
         members = list(ranks)
         rows += map(_rank_row, members)
         rows.append(_pool_row(pool, members, status.groups.get(pool)))
-    return "\n".join([*lines, *_aligned(rows)]) + "\n"
+    return "\n".join([*lines, "", *_aligned(rows, _LEFT)]) + "\n"
 
 
 def now_text() -> str:
@@ -56,7 +61,7 @@ class _Figures:
         """From the free blocks to the speed; `-` for what was not measured yet."""
         return (
             *map(str, (*self.blocks, self.waiting, self.running, self.queued_tokens)),
-            f"{self.cached_tokens / self.prompt_tokens:.0%}" if self.prompt_tokens else "-",
+            _share(self.cached_tokens, self.prompt_tokens),
             f"{self.step_s * 1000:.1f} ms" if self.step_s else "-",
             f"{self.tokens_per_s:.0f}" if self.tokens_per_s else "-",
         )
@@ -104,6 +109,7 @@ def _rank_row(rank: RankStatus) -> tuple[str, ...]:
         *(info.pool, info.group, info.role, info.epoch[:8], str(info.rank), info.address),
         *_figures(rank).cells(),
         info.transport or "-",
+        info.metrics_address or "-",
         "-" if rank.step is None else str(rank.step),
         f"error: {rank.error}" if rank.error is not None else state,
     )
@@ -115,16 +121,39 @@ def _pool_row(pool: str, ranks: Sequence[RankStatus], groups: tuple[int, int] | 
     num_groups, wanted = groups or (running, running)
     well = sum(rank.error is None for rank in ranks)
     summary = f"{num_groups} of {wanted} group{'s' * (wanted != 1)}, {well} of {len(ranks)} ranks well"
-    return (pool, "all", "", "", "", "", *_together(map(_figures, ranks)).cells(), "", "", summary)
+    return (pool, "all", "", "", "", "", *_together(map(_figures, ranks)).cells(), "", "", "", summary)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+def _router_lines(status: ClusterStatus) -> list[str]:
+    """A small table of the routers that tell something of themselves."""
+    rows: list[Sequence[str]] = [_ROUTER_HEADER]
+    for address, router in status.routers.items():
+        figures = router.figures
+        if figures is None:
+            continue
+        counts = (
+            *(figures.num_ranks, figures.num_queued, figures.queued_tokens, figures.num_active),
+            *(figures.num_admitted, figures.num_shed, figures.num_expired),
+        )
+        share = _share(figures.cached_prompt_tokens, figures.prompt_tokens)
+        where = figures.metrics_address or "-"
+        rows.append((address, figures.policy, where, *map(str, counts), share, f"{figures.retry_budget:.0f}"))
+    return ["", *_aligned(rows, _LEFT)] if len(rows) > 1 else []
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> list[str]:
+    """Columns under the names of the first row; those in `left` hold words."""
+    names = rows[0]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     lines = []
     for row in rows:
         cells = [
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(_HEADER, row, widths, strict=True)
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for name, cell, width in zip(names, row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return lines

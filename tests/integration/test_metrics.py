@@ -9,6 +9,7 @@ from baleen.blocks import BLOCK_TOKENS
 from baleen.errors import ConfigError
 from baleen.exposition import MetricsServer, Samples
 from baleen.metrics import histogram
+from cluster.status import router_status
 from router.config import RouterProcessConfig
 from router.main import Router
 from tests.support.router_client import eventually, request
@@ -34,6 +35,7 @@ async def use(cluster):
     addresses = {name: info.metrics_address for name, info in zip(("prefill", "decode"), cluster.infos, strict=True)}
     addresses["router"] = cluster.client.router.metrics_address
     seen["first"] = {name: await scrape(address) for name, address in addresses.items()}
+    seen["status"] = await router_status(client.address)
     call = client.call(request(PROMPT, max_tokens=3_800, ignore_eos=True))
     async for message in call:
         if message.WhichOneof("event") == "delta":
@@ -81,6 +83,15 @@ def test_the_router_counts_what_its_client_saw(seen):
     assert sum(router.series("route_decisions_total").values()) == 3
     assert router.series("ready_workers") == {("prefill",): 1, ("decode",): 1}
     assert set(router.series("inflight_requests").values()) == {0}
+
+
+def test_the_router_tells_the_same_for_the_status_table(seen):
+    status, router = seen["status"], seen["first"]["router"]
+    figures = status.figures
+    assert status.health == "serving" and figures.policy == "cost" and not figures.leaving
+    assert (figures.num_ranks, figures.num_queued, figures.num_active, figures.num_admitted) == (2, 0, 0, 3)
+    assert (figures.prompt_tokens, figures.cached_prompt_tokens) == (600, 192)
+    assert figures.retry_budget == router.value("retry_budget_remaining") == 64
 
 
 def test_the_ranks_count_what_they_did(seen):

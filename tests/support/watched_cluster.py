@@ -60,7 +60,7 @@ async def watched_cluster(checkpoint: Path, directory: Path) -> AsyncIterator[Wa
                 async with RankGrpcClient(rank_address) as rank:
                     infos.append(await rank.info())
             async with open_channel(address) as channel:
-                client = Client(inference_pb2_grpc.InferenceServiceStub(channel), router, address)
+                client = Client(inference_pb2_grpc.InferenceServiceStub(channel), address, router)
                 yield Watched(client, (ranks[0], ranks[1]), (infos[0], infos[1]), lines)
         finally:
             await router.stop(0.0)
