@@ -257,8 +257,7 @@ class RankSession:
         wait_s: most time for the answer. If the caller is cancelled meanwhile, a reservation that still comes is given
         back. Raises QueueFull, NotReady, DrainingError and whatever else the rank answers.
         """
-        if self._stub is None or self._lost is not None:
-            raise NotReady(f"rank {self.address} is lost: {self._lost}")
+        assert self._stub is not None, "the session was never open"
         request = worker_pb2.ReserveRequest(token_ids=token_ids, cache_salt=cache_salt, timeout_s=timeout_s)
         call = asyncio.create_task(self._reserve(self._stub, request, min(wait_s, self._times.unary_s)))
         try:
@@ -270,15 +269,16 @@ class RankSession:
     async def _reserve(
         self, stub: worker_pb2_grpc.WorkerServiceAsyncStub, request: worker_pb2.ReserveRequest, wait_s: float
     ) -> Reservation:
+        self._require_not_lost()
         try:
             reply = await stub.Reserve(request, timeout=wait_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
+            self._require_not_lost()
             raise error_from_rpc(error) from error
         except asyncio.CancelledError:
             # the end of the session cancels the calls of its channel; who waits for this one was not cancelled
-            if self._lost is None:
-                raise
-            raise NotReady(f"rank {self.address} is lost: {self._lost}") from None
+            self._require_not_lost()
+            raise
         return Reservation(
             ticket=reply.ticket,
             transfer_address=reply.transfer_address,
@@ -299,8 +299,15 @@ class RankSession:
 
     async def _release(self, stub: worker_pb2_grpc.WorkerServiceAsyncStub, ticket: str) -> None:
         request = worker_pb2.ReleaseReservationRequest(ticket=ticket)
+        if self._lost is not None:
+            return
         with suppress(grpc.aio.AioRpcError):
             await stub.ReleaseReservation(request, timeout=self._times.unary_s)
+
+    def _require_not_lost(self) -> None:
+        """The channel is closed soon after the loss, and takes no more calls. Raises NotReady."""
+        if self._lost is not None:
+            raise NotReady(f"rank {self.address} is lost: {self._lost}")
 
     def _enter(self, request_id: RequestId, mailbox: Mailbox) -> bool:
         if self._lost is not None:

@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from baleen.clock import SystemClock
+from baleen.errors import NotReady
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
 from baleen.telemetry import Log
@@ -136,5 +139,21 @@ def test_a_rank_that_is_not_there_is_found_when_it_comes():
         await eventually(lambda: set(sessions.open) == {rank.info.incarnation})
         await sessions.close()
         await rank.kill()
+
+    run(scenario())
+
+
+def test_a_session_that_closes_under_a_reservation_says_that_the_rank_is_lost():
+    async def scenario():
+        members = Members()
+        sessions = new_sessions(members)
+        async with FakeRank() as rank:
+            sessions.follow(joined(rank))
+            await eventually(lambda: bool(sessions.open))
+            session = sessions.open[rank.info.incarnation]
+            await sessions.close()
+            # its call begins in a task of its own, and so perhaps after the channel was closed
+            with pytest.raises(NotReady, match="is lost"):
+                await session.reserve((5,) * 200, cache_salt="", timeout_s=5.0, wait_s=5.0)
 
     run(scenario())
