@@ -17,7 +17,7 @@ from tests.support.router_client import Answer
 PROMPT_TOKENS = 321
 """Five whole blocks and one token: what a prefill rank computes and moves, and what the decode rank adds."""
 
-NUM_TOKENS = 48
+NUM_TOKENS = 36
 DEADLINE_S = 40.0
 LOGPROB_TOLERANCE = 1e-4
 

@@ -30,8 +30,8 @@ from router.index import open_client as open_index_client
 from tests.support.fault_group import CLUSTER, READY_S, Changes, Group, Rank
 from tests.support.forked import ForkedProcess, router_program, start_fork_server
 
-SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 2.0, "unary_s": 2.0}
-RESERVE_S = 3.0
+SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 1.5, "unary_s": 2.0}
+RESERVE_S = 1.5
 
 
 class RouterReplica:

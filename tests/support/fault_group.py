@@ -30,7 +30,7 @@ SETTLE_S = 5.0
 """How long the rest of a group may live after its first rank has ended."""
 
 CLUSTER = "faults"
-HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 2.0, "collective_timeout_s": 10.0}
+HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 1.5, "collective_timeout_s": 10.0}
 TRANSFER_WAIT_S = 1.0
 PATCH = {
     "workers.transfer.sender": {"IO_TIMEOUT_S": TRANSFER_WAIT_S, "CONNECT_TIMEOUT_S": TRANSFER_WAIT_S},

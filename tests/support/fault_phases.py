@@ -104,7 +104,7 @@ async def reach(cluster: FaultCluster, phase: str, victim: Group, calls: list[Ca
 
 
 async def _rank_in(cluster: FaultCluster, phase: str, victim: Group, call: Call) -> Rank | None:
-    if phase == "decoding" and not 4 <= call.num_tokens <= 30:
+    if phase == "decoding" and not 4 <= call.num_tokens <= 24:
         return None
     story = await story_of(call)
     if story is None or call.ended_at is not None:

@@ -159,7 +159,7 @@ async def fail_redis(scene: Scene, *, how: str) -> None:
     if how == "empty":
         await redis.start()
     # more requests while it is not there
-    more = new_calls(3, scene.calls[0].request_id + "-later", scene.cluster, Reference({}, [], _stop_of(scene.calls)))
+    more = new_calls(2, scene.calls[0].request_id + "-later", scene.cluster, Reference({}, [], _stop_of(scene.calls)))
     for call in more:
         call.start(scene.cluster)
     scene.calls += more

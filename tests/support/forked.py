@@ -55,7 +55,10 @@ class ForkedProcess:
     @property
     def is_stopped(self) -> bool:
         """Whether the system says that it is stopped (SIGSTOP)."""
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except OSError:
+            return False
 
     def send(self, number: signal.Signals) -> None:
         """Signal this process, by its own descriptor, so that a reused pid is never hit."""
