@@ -35,8 +35,8 @@ RECHECK_S = 0.25
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
     """reserve_s: how long a decode rank keeps blocks for a prefill. rank_wait_s: until there is any rank, or, after a
-    failure, one with room; once a client has tokens, its deadline alone counts. most_attempts: ranks tried for one
-    request. poison_deaths: ranks that may die under a request.
+    failure, one with room; once a client has tokens, its deadline alone counts. most_attempts: ranks that may fail one
+    request, beside those that are full. poison_deaths: ranks that may die under a request.
     """
 
     reserve_s: float = 60.0
@@ -147,6 +147,7 @@ class _Life:
         self._excluded: set[Incarnation] = set()
         self._died: dict[Incarnation, Epoch] = {}
         self._full = False
+        self._failures = 0
 
     async def run(self, on_admitted: Callable[[], Awaitable[None]]) -> None:
         proxy, job = self._proxy, self._job
@@ -281,8 +282,9 @@ class _Life:
             return
         if failure.lost:
             self._note_death(info, digest)
-        if self._record.num_attempts >= proxy._limits.most_attempts:
-            raise NotReady(f"{self._record.num_attempts} ranks failed, the last one: {failure}") from failure
+        self._failures += 1
+        if self._failures >= proxy._limits.most_attempts:
+            raise NotReady(f"{self._failures} ranks failed, the last one: {failure}") from failure
         if not self._begun and not proxy._retries.spend():
             raise NotReady(f"too many requests are being tried again; this one failed with: {failure}") from failure
 

@@ -103,6 +103,25 @@ def test_a_full_cluster_is_waited_for():
     run(scenario())
 
 
+def test_a_rank_that_is_full_is_none_that_failed():
+    async def scenario():
+        prefill = FakeRank(role="prefill")
+        first, second = in_turn([FakeRank(role="decode"), FakeRank(role="decode")])
+        first.refuse_reserve = second.refuse_reserve = QueueFull("full")
+        limits = ProxyLimits(most_attempts=2)
+        ranks = [prefill, first, second]
+        async with router_with(ranks, policy="round_robin", parameters=NO_SHORT_CUT, limits=limits) as client:
+            task = asyncio.create_task(client.generate(request(PROMPT, max_tokens=12)))
+            await eventually(lambda: len(first.reserves) + len(second.reserves) >= 3)
+            first.die_after = second.die_after = 5
+            first.refuse_reserve = second.refuse_reserve = None
+            await eventually(lambda: bool(first.submits or second.submits))
+            (second if first.submits else first).die_after = None
+            assert (await task).tokens == {0: fake_tokens(PROMPT, 12)}
+
+    run(scenario())
+
+
 def test_the_decode_rank_computes_all_when_the_prefill_fails():
     async def scenario():
         prefill, decode = FakeRank(role="prefill"), FakeRank(role="decode")
