@@ -36,7 +36,7 @@ CELLS = [
     ("decode group SIGKILL", "decoding"),
     ("router SIGKILL", "decoding"),
     ("router SIGTERM", "queued"),
-    ("Redis SIGKILL", "prefilling"),
+    ("Redis SIGKILL", "transferring"),
     ("Redis SIGSTOP", "decoding"),
     ("Redis restarted empty", "queued"),
     ("prefill group SIGTERM", "prefilling"),

@@ -30,7 +30,7 @@ from router.index import open_client as open_index_client
 from tests.support.fault_group import CLUSTER, READY_S, Changes, Group, Rank
 from tests.support.forked import ForkedProcess, router_program, start_fork_server
 
-SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 1.5, "unary_s": 2.0}
+SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 2.5, "unary_s": 2.0}
 RESERVE_S = 1.5
 
 
@@ -76,6 +76,8 @@ class RouterReplica:
             "limits": {"reserve_s": RESERVE_S},
             # faults come here a thousand times as often as the default store of retries is made for
             "retry_share": 8.0,
+            # every trial sends the same prompts: one that failed must not fail those after it
+            "quarantine_s": 0.0,
         }
         path.write_text(json.dumps(config))
         while not self._leaving:

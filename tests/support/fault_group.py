@@ -24,13 +24,13 @@ from tests.support.forked import ForkedProcess, rank_program
 if TYPE_CHECKING:
     from tests.support.fault_cluster import FaultCluster
 
-NUM_BLOCKS = 18
+NUM_BLOCKS = 10
 READY_S = 60.0
 SETTLE_S = 5.0
 """How long the rest of a group may live after its first rank has ended."""
 
 CLUSTER = "faults"
-HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 1.5, "collective_timeout_s": 10.0}
+HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 2.5, "collective_timeout_s": 10.0}
 TRANSFER_WAIT_S = 1.0
 PATCH = {
     "workers.transfer.sender": {"IO_TIMEOUT_S": TRANSFER_WAIT_S, "CONNECT_TIMEOUT_S": TRANSFER_WAIT_S},
