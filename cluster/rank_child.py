@@ -16,6 +16,7 @@ from typing import IO, BinaryIO
 import workers
 from baleen.clock import Clock
 from baleen.errors import BaleenError
+from baleen.telemetry import readable
 from workers.engine.messages import Event, LocalCommand
 from workers.json_lines import decode_event, encode_command
 
@@ -92,7 +93,7 @@ class RankChild:
     @property
     def last_line(self) -> str:
         """The newest line of its log, or an empty text."""
-        return self._last_lines[-1] if self._last_lines else ""
+        return readable(self._last_lines[-1]) if self._last_lines else ""
 
     @property
     def last_lines(self) -> tuple[str, ...]:

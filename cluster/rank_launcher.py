@@ -19,6 +19,7 @@ from baleen.clock import SystemClock
 from baleen.config import RankConfig
 from baleen.config_file import to_dict
 from baleen.errors import BaleenError
+from baleen.telemetry import readable
 from cluster.rank_child import Exited, Garbled, RankChild
 from workers.engine.messages import Drain, Ended, Event, Ready
 
@@ -136,4 +137,4 @@ class RankLauncher:
 
     def _last_line(self) -> str:
         lines = self.last_lines()
-        return lines[-1] if lines else ""
+        return readable(lines[-1]) if lines else ""

@@ -19,6 +19,7 @@ from typing import IO
 
 from baleen.config_file import to_dict
 from baleen.errors import BaleenError, ConfigError
+from baleen.telemetry import readable
 from cluster.rank_child import import_path
 from router.config import RouterProcessConfig
 
@@ -88,7 +89,7 @@ class RouterProcess:
         raise kind(f"the router does not start: {self._last_line()}")
 
     def _last_line(self) -> str:
-        return self._lines[-1] if self._lines else "no last words"
+        return readable(self._lines[-1]) if self._lines else "no last words"
 
     def _keep_lines(self, pipe: IO[bytes]) -> None:
         with pipe, self._log_path.open("ab", buffering=0) if self._log_path else open(os.devnull, "wb") as log:

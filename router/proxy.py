@@ -18,6 +18,7 @@ from router.admission import Admission, Applicant
 from router.attempt import Attempt, Emit, RankFailed
 from router.choice import Chooser, Placement
 from router.completion import ClientCompletion, new_completions
+from router.journal import log_end
 from router.messages import Job
 from router.policy.snapshot import Decision
 from router.quarantine import Quarantine, request_digest
@@ -91,7 +92,9 @@ class Proxy:
         """
         record = self._records.open(job.request_id, len(job.prompt), self._clock.now())
         self._active.add(record)
+        record.traceparent = job.traceparent
         outcome, code = "failed: INTERNAL", "INTERNAL"
+        failure: BaleenError | None = None
         try:
             limit = asyncio.timeout(max(0.0, job.deadline - self._clock.now()))
             try:
@@ -109,29 +112,17 @@ class Proxy:
                 outcome, code = "failed: DeadlineExceeded", "DEADLINE_EXCEEDED"
             raise
         except BaleenError as error:
+            failure = error
             outcome, code = f"failed: {type(error).__name__}: {error}", wire_error(type(error)).code.name
             raise
         finally:
             self._active.discard(record)
-            self._end(record, outcome, code)
+            self._end(record, outcome, code, failure)
         return record
 
-    def _end(self, record: RequestRecord, outcome: str, code: str) -> None:
+    def _end(self, record: RequestRecord, outcome: str, code: str, error: BaleenError | None) -> None:
         record.end(outcome, code, self._clock.now())
-        usage = record.usage
-        self._log.info(
-            "request ended",
-            request=record.request_id,
-            outcome=outcome,
-            seconds=record.seconds,
-            first_token_s=record.first_token_s,
-            attempts=record.num_attempts,
-            prompt_tokens=usage.prompt,
-            cached_decode=usage.cached.decode,
-            cached_prefill=usage.cached.prefill,
-            cached_fetched=usage.cached.fetched,
-            completion_tokens=usage.completion,
-        )
+        log_end(self._log, record, error)
         self._admission.capacity_changed()
 
 
@@ -241,6 +232,7 @@ class _Life:
         if decision.prefill is not None:
             prefill = proxy._sessions.open.get(decision.prefill)
         self._note_choice(decision)
+        self._record.decode_rank, self._record.prefill_rank = decode.address, prefill.address if prefill else ""
         self._record.happened(f"on {decode.address}: {decision.reason}", proxy._clock.now())
         await Attempt(
             self._job,

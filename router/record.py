@@ -64,7 +64,8 @@ class RequestRecord:
     """One request from its arrival on. Times are seconds since then; outcome is empty while it runs.
 
     phases: seconds of each that is over. moves: causes for which it left a rank after its first token. code: gRPC
-    status of its end. expected_hits: tokens that each half of the first choice was believed to hold.
+    status of its end. prefill_rank, decode_rank: addresses of the last ones. expected_hits: tokens that each half of
+    the first choice was believed to hold.
     """
 
     request_id: RequestId
@@ -76,6 +77,9 @@ class RequestRecord:
     outcome: str = ""
     num_attempts: int = 0
     code: str = ""
+    traceparent: str = ""
+    prefill_rank: str = ""
+    decode_rank: str = ""
     seconds: float = 0.0
     phase: str = "queued"
     phases: dict[str, float] = field(default_factory=dict)

@@ -19,7 +19,9 @@ from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.errors import abort, wire_error
 from baleen.wire.reports import finish_to_proto, logprobs_to_proto
 from baleen.wire.sampling import sampling_from_proto
+from baleen.wire.serving import metadata_of
 from router.explanation import explanation_to_proto
+from router.journal import log_refusal
 from router.members import Members
 from router.messages import Delta, Job
 from router.policy.explain import Explainer
@@ -70,6 +72,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except BaleenError as error:
             if job is None:
                 self._records.meters.refused(wire_error(type(error)).code.name)
+                log_refusal(self._log, request.request_id, metadata_of(context).get("traceparent", ""), error)
             await abort(context, error)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()

@@ -27,6 +27,7 @@ from baleen.telemetry import Log, write_stderr
 from workers.engine.inbox import Inbox
 from workers.engine.loop import IDLE_WAIT_S, StepLoop
 from workers.engine.messages import HealthReport, Ready
+from workers.journal import Journal
 from workers.lifecycle import Lifecycle
 from workers.outlets import Outlets
 from workers.stdio import CommandReader, EventWriter, claim_stdout
@@ -144,6 +145,8 @@ class RankProcess:
         engine = startup.load(self._config, group, timeline, clock=self._clock)
         info = self._info(engine)
         announcer, feed = self._open_announcer(engine, info)
+        journal = Journal(self._outlets.emit, clock=self._clock, log=self._log)
+        engine.scheduler.on_started, engine.scheduler.on_preempted = journal.started, journal.preempted
         loop = StepLoop(
             self._config,
             engine.spec,
@@ -151,10 +154,11 @@ class RankProcess:
             runner=engine.runner,
             group=group,
             inbox=self._inbox,
-            emit=self._outlets.emit,
+            emit=journal.emit,
             clock=self._clock,
             moves=engine.moves,
             publish=feed.publish if feed is not None else None,
+            on_begun=journal.begun,
         )
         if self._parts is not None:
             self._parts.engine, self._parts.loop, self._parts.announcer = engine, loop, announcer

@@ -41,7 +41,7 @@ def test_a_rank_gets_ready_serves_and_answers_health(checkpoint, tmp_path):
         rank.signal(signal.SIGTERM)
         assert rank.wait() == 0
         assert rank.events[-1] == {"type": "ended", "cause": "SIGTERM received"}
-        assert "event=ready" in rank.log and "warm_up_s=" in rank.log
+        assert '"event":"ready"' in rank.log and '"warm_up_s":' in rank.log
 
 
 def test_malformed_commands_are_answered_and_harm_nothing(checkpoint, tmp_path):
@@ -132,7 +132,7 @@ def test_a_bad_checkpoint_ends_the_rank_with_one_line_and_its_code(tmp_path):
     with rank_processes(broken, tmp_path) as (rank,):
         assert rank.wait() == 3
         assert len(rank.log.splitlines()) == 1
-        assert shard.name in rank.log and "level=error" in rank.log
+        assert shard.name in rank.log and '"level":"error"' in rank.log
         assert rank.events[-1]["type"] == "ended" and shard.name in rank.events[-1]["cause"]
 
 
@@ -184,7 +184,7 @@ def test_a_fault_in_a_step_ends_the_rank_with_its_trace_and_one_clear_last_line(
         submit(rank, "a", [5])
         assert rank.wait() == 70
         assert "Traceback" in rank.log
-        assert 'event="rank failed" phase=compute error="RuntimeError: no memory left"' in last_line(rank)
+        assert '"event":"rank failed","phase":"compute","error":"RuntimeError: no memory left"' in last_line(rank)
         assert rank.events[-1] == {"type": "ended", "cause": "RuntimeError: no memory left"}
         assert rank.tokens_of("a") == []
 

@@ -48,6 +48,7 @@ async def watched_cluster(checkpoint: Path, directory: Path) -> AsyncIterator[Wa
                 listen="127.0.0.1:0",
                 listen_metrics="127.0.0.1:0",
                 ranks=",".join(addresses),
+                model=str(checkpoint) if (checkpoint / "tokenizer.json").exists() else "",
                 parameters=NO_SHORT_CUT,
             ),
             log=Log(write=lines.append),

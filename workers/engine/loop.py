@@ -87,10 +87,12 @@ class StepLoop:
         clock: Clock,
         moves: Moves | None = None,
         publish: Callable[[], None] | None = None,
+        on_begun: Callable[[Submit | Prefill], None] = lambda command: None,
     ) -> None:
         """`moves`: what this rank exchanges with others; None: it keeps to itself.
 
         publish: called in each step, when the blocks of the last one are registered.
+        on_begun: told of each request that was taken.
         """
         self._config = config
         self._spec = spec
@@ -104,6 +106,7 @@ class StepLoop:
         scheduler.on_prefilled = self._moves.prefills.computed
         self._moves.start(inbox.put)
         self._publish = publish
+        self._on_begun = on_begun
         self._speed = SpeedMeter()
         self.meters = LoopMeters()
         self._step = 0
@@ -192,6 +195,7 @@ class StepLoop:
                 self._submit(command)
             else:
                 self._prefill(command)
+            self._on_begun(command)
         except BaleenError as error:
             self._emit(refusal(request_id, error))
 

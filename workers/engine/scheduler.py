@@ -50,6 +50,8 @@ class Scheduler:
     """
 
     on_prefilled: Callable[[Request], None]
+    on_started: Callable[[Request], None]
+    on_preempted: Callable[[Request], None]
 
     def __init__(self, config: EngineConfig, blocks: BlockCache, clock: Clock, *, max_context: int) -> None:
         assert max_context >= 1
@@ -70,6 +72,8 @@ class Scheduler:
         self._pins = Pins()
         self._audited = True
         self.on_prefilled: Callable[[Request], None] = lambda request: None
+        self.on_started: Callable[[Request], None] = lambda request: None
+        self.on_preempted: Callable[[Request], None] = lambda request: None
 
     @property
     def blocks(self) -> BlockCache:
@@ -288,6 +292,7 @@ class Scheduler:
         request.preempt()
         self._waiting.add(request)
         self.tallies.preemptions += 1
+        self.on_preempted(request)
 
     def _admit(self, budget: int, items: list[BatchItem]) -> int:
         """Start waiting requests as long as they find room; the tokens of the budget that their chunks take."""
@@ -316,6 +321,7 @@ class Scheduler:
             tallies.cached_prompt_tokens += request.num_cached
         self._running.add(request)
         self._pins.drop(request.id)
+        self.on_started(request)
         return request
 
     def _note_prefilled(self, request: Request) -> None:
