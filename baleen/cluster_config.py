@@ -29,14 +29,21 @@ def _require(condition: bool, message: str) -> None:
 class PoolConfig:
     """Groups of one role and one size.
 
-    groups: how many. ep: ranks of each, which share the routed experts. Each rank is given cpus_per_rank (a share of
-    the processors: 0.25 lets four ranks share one), gpus_per_rank and memory_gib_per_rank (0: not counted by Ray).
+    groups: how many. Or max_groups: the pool has from min_groups to max_groups of them, so that each has at most
+    target_load of what it can do (1: all its slots or blocks taken, or queued prompts that take all of
+    router.slo_first_token_s, or 2 s where that is 0); more at once, fewer after quiet_s seconds. ep: ranks of each,
+    which share the routed experts. Each rank is given cpus_per_rank (a share of the processors: 0.25 lets four ranks
+    share one), gpus_per_rank and memory_gib_per_rank (0: not counted by Ray).
     strategy: how the ranks of a group lie on nodes; the strict ones fail rather than bend.
     """
 
     name: str
     role: Role
     groups: int = 1
+    min_groups: int = 1
+    max_groups: int = 0
+    target_load: float = 0.7
+    quiet_s: float = 60.0
     ep: int = 1
     cpus_per_rank: float = 0.25
     gpus_per_rank: int = 0
@@ -53,11 +60,44 @@ class PoolConfig:
             f"a letter first",
         )
         _require(self.groups >= 1, f"pool {self.name}: groups is {self.groups}, must be at least 1")
+        _require(self.min_groups >= 1, f"pool {self.name}: min_groups is {self.min_groups}, must be at least 1")
+        if self.scales:
+            _require(
+                self.max_groups >= self.min_groups,
+                f"pool {self.name}: max_groups is {self.max_groups}, must be at least min_groups ({self.min_groups})",
+            )
+            _require(self.groups == 1, f"pool {self.name}: groups is {self.groups}, must be left out with max_groups")
+        else:
+            _require(
+                self.max_groups == 0 and self.min_groups == 1,
+                f"pool {self.name}: min_groups is {self.min_groups} and max_groups {self.max_groups}, must be given "
+                f"together; without them the pool has `groups`",
+            )
+        _require(
+            0 < self.target_load <= 1,
+            f"pool {self.name}: target_load is {self.target_load:g}, must be above 0, up to 1",
+        )
+        _require(self.quiet_s > 0, f"pool {self.name}: quiet_s is {self.quiet_s:g}, must be above 0")
         _require(self.ep >= 1, f"pool {self.name}: ep is {self.ep}, must be at least 1")
         _require(self.cpus_per_rank > 0, f"pool {self.name}: cpus_per_rank is {self.cpus_per_rank:g}, must be above 0")
         for name in ("gpus_per_rank", "memory_gib_per_rank"):
             value = getattr(self, name)
             _require(value >= 0, f"pool {self.name}: {name} is {value:g}, must be at least 0")
+
+    @property
+    def scales(self) -> bool:
+        """Whether the number of groups follows the load."""
+        return self.max_groups > 0
+
+    @property
+    def least_groups(self) -> int:
+        """How many groups there always are."""
+        return self.min_groups if self.scales else self.groups
+
+    @property
+    def most_groups(self) -> int:
+        """How many groups there may be."""
+        return self.max_groups if self.scales else self.groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from cluster.group import GroupPlan, GroupReplica
 from cluster.placement import bundles
 from cluster.rank_launcher import KILL_AFTER_S
 from cluster.router_replica import LEAVE_SLACK_S, RouterReplica
+from cluster.scaling import target_of
 from cluster.service import Service, service_name
 from router.config import RouterProcessConfig
 
@@ -40,10 +41,11 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
                 name=service_name(config.name, pool.name),
                 kind=GroupReplica,
                 arguments=(plan,),
-                replicas=pool.groups,
+                replicas=pool.least_groups,
                 bundles=bundles(pool),
                 strategy=pool.strategy,
                 leave_s=config.group.drain_timeout_s + 3 * KILL_AFTER_S,
+                target=target_of(pool, config.router.slo_first_token_s) if pool.scales else None,
             )
         )
     router = Service(

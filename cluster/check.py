@@ -10,7 +10,7 @@ from baleen.cluster_config import ClusterConfig, PoolConfig
 from baleen.config import ModelConfig
 from baleen.errors import ConfigError
 from baleen.model_spec import ModelSpec
-from cluster.placement import GIB, Node, Plan, plan, pools_and_router
+from cluster.placement import GIB, Node, Plan, Unplaced, plan, pools_and_router
 from workers.model.sizes import cache_bytes_per_block, official_dtypes, rank_bytes
 
 PROCESS_BYTES = 300 << 20
@@ -33,19 +33,23 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What would be started. memory: by pool, None where it cannot be told. violations: in no order of weight."""
+    """What would be started. memory: by pool, None where it cannot be told. violations: in no order of weight.
+
+    warnings: what will not be as asked for, though the cluster starts.
+    """
 
     config: ClusterConfig
     spec: ModelSpec
     memory: dict[str, RankMemory | None]
     plan: Plan | None
     violations: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The report for reading."""
         config, spec = self.config, self.spec
-        num_ranks = sum(pool.groups * pool.ep for pool in config.pools)
-        num_groups = sum(pool.groups for pool in config.pools)
+        num_ranks = sum(pool.least_groups * pool.ep for pool in config.pools)
+        num_groups = sum(pool.least_groups for pool in config.pools)
         lines = [
             f"cluster {config.name}: {len(config.pools)} pools, {num_groups} groups, {num_ranks} ranks",
             f"model: {spec.num_layers} layers, {spec.num_experts} experts, {spec.max_positions:,} positions",
@@ -56,6 +60,7 @@ class CheckReport:
         ]
         for pool in config.pools:
             lines += self._pool_lines(pool)
+        lines += [f"warning: {warning}" for warning in self.warnings]
         if self.violations:
             lines.append(f"violated: {len(self.violations)}")
             lines += [f"  {violation}" for violation in self.violations]
@@ -67,8 +72,9 @@ class CheckReport:
         share = [f"{pool.cpus_per_rank:g} CPU"]
         share += [f"{pool.gpus_per_rank} GPU"] if pool.gpus_per_rank else []
         share += [f"{pool.memory_gib_per_rank:g} GiB"] if pool.memory_gib_per_rank else []
+        groups = f"{pool.min_groups} to {pool.max_groups}" if pool.scales else str(pool.groups)
         lines = [
-            f"pool {pool.name}: role {pool.role}, {pool.groups} x EP {pool.ep}, {pool.strategy}, "
+            f"pool {pool.name}: role {pool.role}, {groups} x EP {pool.ep}, {pool.strategy}, "
             f"each rank {', '.join(share)}"
         ]
         memory = self.memory[pool.name]
@@ -90,13 +96,22 @@ def check(config: ClusterConfig, model: ModelConfig, spec: ModelSpec, nodes: Seq
     violations = [violation for pool in config.pools for violation in _pool_rules(pool, spec, memory[pool.name])]
     violations += _cluster_rules(config)
     placed = None
+    warnings: list[str] = []
     if nodes is not None:
         placed = plan(pools_and_router(config), nodes)
         violations += [f"pool {group.pool}, group {group.group}: {group.reason}" for group in placed.unplaced]
         if not placed.unplaced:
             on_cpu = {pool.name: memory[pool.name] for pool in config.pools if pool.gpus_per_rank == 0}
             violations += _node_rules(placed, on_cpu)
-    return CheckReport(config, spec, memory, placed, tuple(violations))
+            warnings += [
+                f"pool {group.pool}: max_groups is out of reach from group {group.group} on: {group.reason}"
+                for group in _first_of_each_pool(plan(pools_and_router(config), nodes, most=True).unplaced)
+            ]
+    return CheckReport(config, spec, memory, placed, tuple(violations), tuple(warnings))
+
+
+def _first_of_each_pool(unplaced: Sequence[Unplaced]) -> list[Unplaced]:
+    return list({group.pool: group for group in reversed(unplaced)}.values())[::-1]
 
 
 def _rank_memory(pool: PoolConfig, model: ModelConfig, spec: ModelSpec) -> RankMemory | None:

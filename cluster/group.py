@@ -6,9 +6,10 @@ group that is not healthy; it never repairs one.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from baleen.redis_config import RedisConfig
 from baleen.telemetry import Log, write_stderr
 from cluster.local_group import end_of_group
 from cluster.rank_launcher import KILL_AFTER_S, RankEnd
+from cluster.rank_query import ask_rank
+from cluster.scaling import group_load
 from workers.engine.messages import Ready
 
 SETTLE_S = 3.0
@@ -226,8 +229,10 @@ class GroupReplica:
 
         self._plan = plan
         self._group: RankGroup | None = None
-        ranks = ray_adapter.rank_actors(plan.pool, host=plan.local_host, log_directory=plan.log_directory or None)
-        self._group = RankGroup(plan, ray_adapter.group_number(), ranks, first_of=ray_adapter.first_of)
+        number, ranks = ray_adapter.rank_actors(
+            plan.cluster, plan.pool, host=plan.local_host, log_directory=plan.log_directory or None
+        )
+        self._group = RankGroup(plan, number, ranks, first_of=ray_adapter.first_of)
         try:
             self._group.form()
         except BaleenError:
@@ -238,6 +243,17 @@ class GroupReplica:
         """For Serve: raises once a rank has ended."""
         if self._group is not None:
             self._group.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve, of a pool that scales: the fields of a GroupLoad, or nothing while a rank cannot be asked."""
+        if self._group is None:
+            return {}
+        answers = await asyncio.gather(*(ask_rank(ready.address) for ready in self._group.ready))
+        if any(answer.error is not None for answer in answers):
+            return {}
+        pool = self._plan.pool
+        loads = [answer.load for answer in answers]
+        return asdict(group_load(loads, slots=pool.engine.max_running, num_blocks=pool.cache.num_blocks))
 
     def __del__(self) -> None:
         """For Serve, which calls it when the replica is told to go."""

@@ -93,11 +93,14 @@ def rank_order(bundle_nodes: Sequence[str]) -> list[int]:
     return sorted(range(len(bundle_nodes)), key=lambda bundle: (bundle_nodes[bundle], bundle))
 
 
-def plan(pools: Sequence[PoolConfig], nodes: Sequence[Node]) -> Plan:
-    """Place every group, the ones with the largest ranks first; a group lies whole or not at all."""
+def plan(pools: Sequence[PoolConfig], nodes: Sequence[Node], *, most: bool = False) -> Plan:
+    """Place every group that there always is, or with `most` every one that there may be.
+
+    Those that there always are come first, then the ones with the largest ranks; a group lies whole or not at all.
+    """
     free = {node.node_id: node for node in sorted(nodes, key=lambda node: node.node_id)}
-    wanted = [(pool, group) for pool in pools for group in range(pool.groups)]
-    by_size = sorted(wanted, key=lambda item: _size(item[0]), reverse=True)
+    wanted = [(pool, group) for pool in pools for group in range(pool.most_groups if most else pool.least_groups)]
+    by_size = sorted(wanted, key=lambda item: (item[1] < item[0].least_groups, _size(item[0])), reverse=True)
     placed: dict[tuple[str, int], PlacedGroup] = {}
     unplaced: dict[tuple[str, int], Unplaced] = {}
     for pool, group in by_size:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_current_placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,6 +33,11 @@ _HEALTH_PERIOD_S = 0.5
 _STARTS = 3
 _POLL_S = 0.1
 _LEAVE_SLACK_S = 10.0
+_CLAIM_S = 10.0
+"""Longest wait for a group that leaves to give its number free."""
+
+_REPORT_PERIOD_S = 1.0
+"""How often a group that scales reports its load."""
 
 
 def start_here(*, num_cpus: float, directory: str) -> None:
@@ -166,31 +175,57 @@ class _Launcher(RankLauncher):
         return self.host
 
 
-def rank_actors(pool: PoolConfig, *, host: str, log_directory: str | None) -> list[RankActor]:
-    """Start one actor in each bundle of this replica's placement group, in the order of ranks.
+def rank_actors(cluster: str, pool: PoolConfig, *, host: str, log_directory: str | None) -> tuple[int, list[RankActor]]:
+    """Start one actor in each bundle of this replica's placement group; the group's number, and they in rank order.
 
-    host: address of every rank; empty: that of its node.
+    host: address of every rank; empty: that of its node. The number is the least that no living group of the pool has;
+    Serve's own number of a replica changes when others leave.
     """
     group = get_current_placement_group()
     assert group is not None, "a replica of a pool owns a placement group"
     table = placement_group_table(group)["bundles_to_node_id"]
     bundle_nodes = [str(table[bundle]) for bundle in range(pool.ep)]
     need = rank_need(pool)
-    options = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_restarts": 0, "max_concurrency": 8}
+    options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_restarts": 0, "max_concurrency": 8}
     if need.memory_bytes:
         options["memory"] = need.memory_bytes
     # three calls may wait at once (ready, end, stop), and others are asked meanwhile
     remote: Any = ray.remote(_Launcher)
-    actors = []
-    for rank, bundle in enumerate(rank_order(bundle_nodes)):
+
+    def start(bundle: int, **named: str) -> Any:
         strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
-        actor = remote.options(scheduling_strategy=strategy, **options).remote(host, log_directory)
-        actors.append(RankActor(rank, bundle_nodes[bundle], actor))
-    return actors
+        return remote.options(scheduling_strategy=strategy, **options, **named).remote(host, log_directory)
+
+    first, *others = rank_order(bundle_nodes)
+    number, actor = _claim(f"{cluster}/{pool.name}", pool.most_groups, lambda name: start(first, name=name))
+    actors = [RankActor(0, bundle_nodes[first], actor)]
+    actors += [RankActor(rank, bundle_nodes[bundle], start(bundle)) for rank, bundle in enumerate(others, 1)]
+    return number, actors
 
 
-def group_number() -> int:
-    """Which of its pool's groups this replica is: 0 to groups - 1, taken over by whoever replaces it."""
+def _claim(pool: str, count: int, start: Callable[[str], Any]) -> tuple[int, Any]:
+    """Start an actor under the first free name of a pool; Ray holds a name for as long as its actor lives.
+
+    A group that is leaving is waited for, for a while, before a number from `count` on is taken.
+    """
+    deadline = time.monotonic() + _CLAIM_S
+    for number in itertools.cycle(range(count)):
+        try:
+            return number, start(f"{pool}/{number}")
+        except ValueError:
+            # another group has it
+            if time.monotonic() > deadline:
+                break
+            if number == count - 1:
+                time.sleep(_POLL_S)
+    for number in itertools.count(count):
+        with contextlib.suppress(ValueError):
+            return number, start(f"{pool}/{number}")
+    raise AssertionError("there is always a next number")
+
+
+def replica_number() -> int:
+    """Which of its service's replicas this is: 0 to replicas - 1, taken over by whoever replaces it."""
     return int(serve.get_replica_context().rank.rank)
 
 
@@ -216,7 +251,6 @@ def _application(service: Service) -> Any:
     deployment: Any = serve.deployment(
         service.kind,
         name=service.name,
-        num_replicas=service.replicas,
         ray_actor_options={"num_cpus": service.cpus},
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=30.0,
@@ -224,8 +258,31 @@ def _application(service: Service) -> Any:
         graceful_shutdown_timeout_s=service.leave_s,
         max_constructor_retry_count=_STARTS,
         **placed,
+        **_number_of_replicas(service),
     )
     return deployment.bind(*service.arguments)
+
+
+def _number_of_replicas(service: Service) -> dict[str, Any]:
+    target = service.target
+    if target is None:
+        return {"num_replicas": service.replicas}
+    with warnings.catch_warnings():
+        # Serve means to replace the setting by a variable of the environment, which would hold for all pools
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scaling = AutoscalingConfig(
+            min_replicas=target.min_groups,
+            max_replicas=target.max_groups,
+            metrics_interval_s=_REPORT_PERIOD_S,
+            look_back_period_s=5 * _REPORT_PERIOD_S,
+            # the policy keeps its own time
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+                policy_function="cluster.scaling_policy.GroupScaling", policy_kwargs=asdict(target)
+            ),
+        )
+    return {"autoscaling_config": scaling}
 
 
 def states(services: Sequence[Service]) -> list[ServiceState]:
@@ -240,9 +297,15 @@ def states(services: Sequence[Service]) -> list[ServiceState]:
             state = str(application.status.value) if application is not None else "NOT_STARTED"
             found.append(ServiceState(service.name, state, 0, service.replicas, text))
             continue
-        running = sum(count for state, count in deployment.replica_states.items() if str(state) == "RUNNING")
+        counts = {str(state): count for state, count in deployment.replica_states.items()}
+        # of one that scales, what there is beyond the least was asked for
+        wanted = service.replicas
+        if service.target is not None:
+            wanted = max(wanted, sum(count for state, count in counts.items() if state != "STOPPING"))
         found.append(
-            ServiceState(service.name, str(deployment.status.value), running, service.replicas, deployment.message)
+            ServiceState(
+                service.name, str(deployment.status.value), counts.get("RUNNING", 0), wanted, deployment.message
+            )
         )
     return found
 

@@ -107,7 +107,7 @@ class RouterReplica:
         from cluster import ray_adapter
 
         self._router: RouterProcess | None = None
-        number = ray_adapter.group_number()
+        number = ray_adapter.replica_number()
         mine = replace(
             config, listen=_moved(config.listen, number), listen_metrics=_moved(config.listen_metrics, number)
         )

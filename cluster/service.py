@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baleen.errors import BaleenError, CheckpointError, ConfigError
+from cluster.scaling import Target
 
 _FINAL = {kind.__name__: kind for kind in (ConfigError, CheckpointError)}
 _OURS = f"{BaleenError.__module__}."
@@ -20,7 +21,8 @@ def service_name(cluster: str, part: str) -> str:
 class Service:
     """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
 
-    leave_s: time that a replica may take to go.
+    leave_s: time that a replica may take to go. target: how their number follows their load, which begins with
+    `replicas`; None: it does not.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Service:
     bundles: Sequence[dict[str, float]] = ()
     strategy: str = "PACK"
     leave_s: float = 20.0
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)

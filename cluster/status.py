@@ -17,13 +17,10 @@ from baleen.redis_config import RedisConfig
 from baleen.reports import Load, RankInfo
 from baleen.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
-from baleen.wire.reports import load_from_proto
+from cluster.rank_query import ASK_TIMEOUT_S, ask_rank
 from cluster.run_state import RunState
 from router.breaker import Breaker
 from router.index import PrefixIndex, open_client
-
-ASK_TIMEOUT_S = 2.0
-"""How long one rank or router may take to answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,37 +141,15 @@ async def _drain(info: RankInfo, reason: str, timeout_s: float | None) -> None:
 
 
 async def _rank_status(info: RankInfo) -> RankStatus:
-    async with open_channel(info.address) as channel:
-        stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
-        # without an iterator of requests, they are written one by one
-        call = stub.Session()
-        load: Load | None = None
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                await call.write(worker_pb2.SessionRequest(health_query=worker_pb2.HealthQuery()))
-                # the load, if there has been a step, comes before the answer
-                while isinstance(response := await call.read(), worker_pb2.SessionResponse):
-                    if response.HasField("step_report"):
-                        load = load_from_proto(response.step_report.load)
-                    if response.HasField("health_report"):
-                        health = response.health_report
-                        return RankStatus(
-                            info=info,
-                            load=load,
-                            step=health.step,
-                            phase=health.phase,
-                            seconds_in_phase=health.seconds_in_phase,
-                            error=health.ended if health.HasField("ended") else None,
-                        )
-                    if response.HasField("ended"):
-                        return RankStatus(info=info, load=load, error=response.ended.cause)
-        except grpc.aio.AioRpcError as error:
-            return RankStatus(info=info, error=error.details() or error.code().name)
-        except TimeoutError:
-            return RankStatus(info=info, error=f"no answer within {ASK_TIMEOUT_S:g} s")
-        finally:
-            call.cancel()
-    return RankStatus(info=info, load=load, error="the session ended without an answer")
+    answer = await ask_rank(info.address)
+    return RankStatus(
+        info=info,
+        load=answer.load,
+        step=answer.step,
+        phase=answer.phase,
+        seconds_in_phase=answer.seconds_in_phase,
+        error=answer.error,
+    )
 
 
 async def router_status(address: str) -> RouterStatus:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def ready_line(config: ClusterConfig) -> str:
     """Where the cluster is, and how to call it."""
-    ranks = sum(pool.groups * pool.ep for pool in config.pools)
+    ranks = sum(pool.least_groups * pool.ep for pool in config.pools)
     where = f"{config.router.host}:{config.router.port}"
     return (
         f"ready: gRPC on {where} (baleen.v1.InferenceService, reflection on), {ranks} ranks; "

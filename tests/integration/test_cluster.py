@@ -27,6 +27,14 @@ group: {start_timeout_s: 90, drain_timeout_s: 10}
 """
 
 
+SCALES = """
+model: {path: model}
+pools:
+  - {name: all, role: mixed, max_groups: 2, quiet_s: 3, cache: {num_blocks: 64}, engine: {max_running: 4}}
+group: {start_timeout_s: 90, drain_timeout_s: 30}
+"""
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("cluster")
@@ -41,8 +49,8 @@ def seen(directory) -> dict[str, Any]:
     return scenario(directory)
 
 
-def scenario(directory: Path, *words: str) -> dict[str, Any]:
-    arguments = [str(directory), str(directory / "cluster.yaml"), *words]
+def scenario(directory: Path, *words: str, config: Path | None = None) -> dict[str, Any]:
+    arguments = [str(directory), str(config or directory / "cluster.yaml"), *words]
     command = namespace_command("tests.support.cluster_scenario", *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -128,6 +136,17 @@ def test_a_cluster_that_was_killed_is_known_as_such_and_cleared_by_down(director
     assert code == 2 and "has ended without order" in errors
     assert seen["down"][0] == 0 and "what it left is gone now" in seen["down"][1]
     assert (seen["processes"], files(seen)) == ([], [])
+
+
+def test_a_pool_grows_under_load_and_shrinks_after_it_and_no_request_is_lost(directory):
+    config = directory / "scales.yaml"
+    config.write_text(SCALES)
+    seen = scenario(directory, "scales", config=config)
+    assert seen["groups"][:2] == [["all/0"], ["all/0", "all/1"]]
+    assert seen["groups"][2] in (["all/0"], ["all/1"])
+    assert "2 of 2 groups" in seen["status"][1]
+    assert seen["answers"] >= 5 and seen["all_alike"]
+    assert (seen["up_code"], seen["processes"]) == (0, [])
 
 
 def test_damaged_weights_end_the_start_at_once_and_are_named(directory, tmp_path):

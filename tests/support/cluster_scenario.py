@@ -1,8 +1,9 @@
 """The life of a whole cluster, as an operator sees it: up, used, a rank killed, a group drained, down.
 
-usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed]      in a network namespace
+usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed|scales]      in a network namespace
 
-With `killed` nothing is done with it, but its `baleen up` is killed.
+With `killed` nothing is done with it, but its `baleen up` is killed. With `scales` it gets load until it has grown, and
+then less until it has shrunk.
 
 Prints one JSON object of what was seen; the test looks at it.
 """
@@ -31,6 +32,7 @@ from tests.support.namespace import processes_here
 
 UP_TIMEOUT_S = 120.0
 BACK_TIMEOUT_S = 60.0
+LONG = 200
 PROMPT = "The whale surfaced. " * 20
 ADDRESS = "127.0.0.1:9000"
 
@@ -50,7 +52,7 @@ class Scenario:
             "TMPDIR": str(self._temporary),
         }
 
-    def run(self, *, killed: bool) -> dict[str, Any]:
+    def run(self, part: str) -> dict[str, Any]:
         """Everything, in order."""
         seen: dict[str, Any] = {}
         begin = time.monotonic()
@@ -67,7 +69,9 @@ class Scenario:
             readable, _, _ = select.select([up.stdout], [], [], UP_TIMEOUT_S)
             seen["ready"] = up.stdout.readline().decode() if readable else ""
             assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
-            if killed:
+            if part == "scales":
+                asyncio.run(self._scale(seen))
+            elif part == "killed":
                 up.kill()
                 up.wait(10.0)
                 seen["status_killed"] = self._baleen("status")
@@ -113,6 +117,36 @@ class Scenario:
         seen["after_redis"] = self._await_ranks(lambda ranks: len(ranks) == len(before))
         seen["answer_after_redis"] = asyncio.run(_generate())
 
+    async def _scale(self, seen: dict[str, Any]) -> None:
+        """Four requests at once until there are two groups; then one that goes on while the second group leaves."""
+        seen["groups"] = [await self._await_groups(1)]
+        alone = await _generate(LONG)
+        ends = asyncio.Event()
+        clients = [asyncio.create_task(_generate_until(ends)) for _ in range(4)]
+        seen["groups"].append(await self._await_groups(2))
+        seen["status"] = await asyncio.to_thread(self._baleen, "status")
+        ends.set()
+        answers = [answer for client in clients for answer in await client]
+        # these go on while the second group is told to leave
+        lasting = asyncio.Event()
+        client = asyncio.create_task(_generate_until(lasting))
+        seen["groups"].append(await self._await_groups(1))
+        lasting.set()
+        answers += await client
+        seen["all_alike"] = all(answer == alone for answer in answers)
+        seen["answers"] = len(answers)
+
+    async def _await_groups(self, count: int) -> list[str]:
+        """Wait until the pool has so many groups, wants no other number, and no more have a lease."""
+        deadline = time.monotonic() + BACK_TIMEOUT_S
+        while True:
+            _, output, errors = await asyncio.to_thread(self._baleen, "status", "--json")
+            status = json.loads(output)
+            groups = sorted({rank["info"]["group"] for rank in status["ranks"]})
+            if status["groups"]["all"] == [count, count] and len(groups) == count:
+                return groups
+            assert time.monotonic() < deadline, f"{count} groups wanted: {output} {errors}"
+
     def _ranks(self) -> list[dict[str, Any]]:
         code, output, _ = self._baleen("status", "--json")
         assert code == 0, output
@@ -147,12 +181,20 @@ def _replaced(group: str, before: list[dict[str, Any]], count: int) -> Callable[
     return good
 
 
-async def _generate() -> dict[str, Any]:
+async def _generate_until(end: asyncio.Event) -> list[dict[str, Any]]:
+    """One request after the other until told to end."""
+    answers = []
+    while not end.is_set():
+        answers.append(await _generate(LONG))
+    return answers
+
+
+async def _generate(num_tokens: int = 12) -> dict[str, Any]:
     async with open_channel(ADDRESS) as channel:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         request = inference_pb2.GenerateRequest(
             text=PROMPT,
-            sampling=common_pb2.SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True),
+            sampling=common_pb2.SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
         )
         tokens: list[int] = []
         async for message in stub.Generate(request, timeout=60):
@@ -181,4 +223,4 @@ def _pss_kb(pid: int) -> int:
 
 if __name__ == "__main__":
     scenario = Scenario(Path(sys.argv[1]), Path(sys.argv[2]))
-    json.dump(scenario.run(killed=sys.argv[3:] == ["killed"]), sys.stdout)
+    json.dump(scenario.run("".join(sys.argv[3:])), sys.stdout)

@@ -109,3 +109,13 @@ def test_the_command_prints_the_report_and_fails_where_a_rule_is_broken(tmp_path
     file.write_text("model: {path: nowhere}\n")
     assert cli.main(["check", str(file)]) == 2
     assert f"model.path is {tmp_path}/nowhere, which is no directory" in capsys.readouterr().err
+
+
+def test_the_least_groups_must_fit_and_the_most_should():
+    report = check(ClusterConfig(pools=(pool(min_groups=2, max_groups=9, cpus_per_rank=1.0),)), MODEL, SPEC, NODES)
+    assert report.violations == () and report.plan is not None and len(report.plan.placed) == 3
+    assert len(report.warnings) == 1
+    assert report.warnings[0].startswith("pool all: max_groups is out of reach from group 3 on: no node has room")
+    assert "2 to 9 x EP 1" in report.text() and "warning: pool all: max_groups" in report.text()
+    refused = violations(pool(min_groups=5, max_groups=9, cpus_per_rank=1.0))
+    assert refused[0].startswith("pool all, group 4: no node has room")
