@@ -35,9 +35,10 @@ RECHECK_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyLimits:
-    """reserve_s: how long a decode rank keeps blocks for a prefill. rank_wait_s: until there is any rank, or, after a
-    failure, one with room; once a client has tokens, its deadline alone counts. most_attempts: ranks that may fail one
-    request, beside those that are full. poison_deaths: ranks that may die under a request.
+    """reserve_s: how long, beyond the time predicted for a prefill, a decode rank keeps blocks for its next one.
+    rank_wait_s: until there is any rank, or, after a failure, one with room; once a client has tokens, its deadline
+    alone counts. most_attempts: ranks that may fail one request, beside those that are full. poison_deaths: ranks that
+    may die under a request.
     """
 
     reserve_s: float = 60.0
@@ -241,7 +242,7 @@ class _Life:
             self._emit,
             decode=decode,
             prefill=prefill,
-            reserve_s=proxy._limits.reserve_s,
+            reserve_s=proxy._limits.reserve_s + decision.first_token_s,
             now=proxy._clock.now,
         ).run(may_go_on_without_prefill=placement.other_prefill_ranks < 1)
         return True

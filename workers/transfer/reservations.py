@@ -1,7 +1,8 @@
 """What this rank expects from others: reservations from their ticket to the admission of their request.
 
 A reservation pins the blocks of its prompt that are cached and sets others aside, which a transfer writes. Each block
-that has landed is pinned too. It ends by a Submit with its ticket, by release, or at its deadline, and then:
+that has landed is pinned too, and puts the deadline off: a long prefill may take its time as long as it gets on. It
+ends by a Submit with its ticket, by release, or at its deadline, and then:
 
     the landing is fenced (revoked)  ->  blocks that did not land are freed  ->  pins are let go
 
@@ -37,6 +38,7 @@ class _Reserved:
     salt: bytes
     arrival: Arrival
     made_at: float
+    timeout_s: float
     deadline: float
     is_landing: bool
     pinned: bool = True
@@ -114,6 +116,7 @@ class Reservations:
             salt=salt,
             arrival=arrival,
             made_at=self._clock.now(),
+            timeout_s=command.timeout_s,
             deadline=self._clock.now() + command.timeout_s,
             is_landing=num_held < num_wanted,
         )
@@ -164,6 +167,7 @@ class Reservations:
         if entry is None or entry.ended:
             return
         assert entry.is_landing
+        entry.deadline = self._clock.now() + entry.timeout_s
         self._counts.blocks_in += 1
         if not self._blocks.land(entry.arrival):
             # its name is taken by another content, so that neither it nor those after it can be shared

@@ -160,6 +160,17 @@ def test_an_expired_reservation_is_reaped_by_an_idle_rank(rank):
     assert rank.busy_blocks == 0 and sum(waits) == pytest.approx(3.0)
 
 
+def test_each_block_that_lands_puts_the_deadline_off(rank):
+    reservation = rank.reserve(PROMPT, timeout_s=3.0).result(0)
+    landing, reservations = rank.transport.landings[reservation.ticket], rank.moves.reservations
+    for place in range(3):
+        rank.clock.advance(2.9)
+        reservations.landed(BlockLanded(reservation.ticket, landing.first_block + place))
+        assert not reservations.reap()
+    rank.clock.advance(3.0)
+    assert reservations.reap(), "nothing has come for as long as it may"
+
+
 def test_an_expired_ticket_costs_the_blocks_only(rank):
     reservation = rank.reserve(PROMPT, timeout_s=3.0).result(0)
     arrive(rank, reservation, PROMPT, 3)
