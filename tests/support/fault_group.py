@@ -31,7 +31,7 @@ SETTLE_S = 5.0
 
 CLUSTER = "faults"
 HEARTBEAT = {"heartbeat_interval_s": 0.25, "heartbeat_timeout_s": 2.5, "collective_timeout_s": 10.0}
-TRANSFER_WAIT_S = 1.0
+TRANSFER_WAIT_S = 2.0
 PATCH = {
     "workers.transfer.sender": {"IO_TIMEOUT_S": TRANSFER_WAIT_S, "CONNECT_TIMEOUT_S": TRANSFER_WAIT_S},
     "workers.transfer.receiver": {"BLOCK_TIMEOUT_S": TRANSFER_WAIT_S, "HANDSHAKE_TIMEOUT_S": TRANSFER_WAIT_S},

@@ -71,11 +71,12 @@ async def story_of(call: Call) -> Story | None:
 
 
 def prepare(cluster: FaultCluster, phase: str, side: str) -> None:
-    """Before the requests are sent: have transfers stop half-way where the phase needs it."""
-    if phase == "transferring" or (phase == "draining" and side == "prefill"):
+    """Before the requests are sent: have transfers stop where the phase needs it: before they begin, or half-way."""
+    half_way = phase == "transferring" or (phase == "draining" and side == "prefill")
+    if half_way or phase == "prefilling":
         for rank in cluster.ranks:
             if rank.group.role == "decode":
-                rank.dock.plan(Fault("hold", HELD_AT_BYTE))
+                rank.dock.plan(Fault("hold", HELD_AT_BYTE if half_way else 0))
 
 
 def let_go(cluster: FaultCluster) -> None:
@@ -95,8 +96,8 @@ async def reach(cluster: FaultCluster, phase: str, victim: Group, calls: list[Ca
         running = [call for call in calls if call.ended_at is None]
         if not running:
             raise Missed(f"all requests ended without one in {phase}")
-        for call in running:
-            rank = await _rank_in(cluster, phase, victim, call)
+        ranks = await asyncio.gather(*(_rank_in(cluster, phase, victim, call) for call in running))
+        for call, rank in zip(running, ranks, strict=True):
             if rank is not None:
                 return Probe(call, rank)
         await asyncio.sleep(0.001)
