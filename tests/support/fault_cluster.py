@@ -72,6 +72,8 @@ class RouterReplica:
             "cluster": CLUSTER,
             "model": str(self._cluster.checkpoint),
             "policy": "round_robin",
+            # short prompts too are prefilled elsewhere
+            "parameters": {"short_tail_tokens": 0},
             "session": SESSION,
             "limits": {"reserve_s": RESERVE_S},
             # faults come here a thousand times as often as the default store of retries is made for
