@@ -1,6 +1,6 @@
 """What happens to requests when parts die: every class of fault in every phase, with real processes; a table.
 
-    python -m benchmarks.fault_table [--trials 20] [--classes NAME ...] [--phases NAME ...] [--json FILE] [--page FILE]
+    python -m benchmarks.fault_table [--trials 20] [--classes NAME ...] [--phases NAME ...] [--json FILE ...] [--page FILE]
 
 Two prefill and two decode groups (EP 2 and EP 1 each), two routers and a Valkey, each a process of its own, without
 Ray: a supervisor here replaces what has ended. In each trial requests of all kinds are in flight (greedy, seeded,
@@ -8,8 +8,8 @@ n = 2, a stop text, log-probabilities) when one fault comes in one phase. Afterw
 once, within its deadline, with the tokens, texts and ends of the fault-free run; every rank must report that it holds
 no block for anybody; no other group may have ended; and what ended must be back.
 
-The trials go round: the first of every cell, then the second. --json is written after each round, and cells that
-stand in it already are kept unless they are measured again, so that a run can be continued.
+The trials go round: the first of every cell, then the second. The first file of --json is written after each round;
+trials that stand in it are kept, so that a run can be continued. Other files are only read, and count in the table.
 """
 
 from __future__ import annotations
@@ -80,24 +80,26 @@ class Bench:
         await self._stack.aclose()
 
 
-async def measure(cells: list[Cell], trials: int, results: dict[str, Any], out: Path | None) -> None:
-    """Fill `results` by class and phase."""
-    done: dict[Cell, list[Trial]] = {cell: [] for cell in cells}
+Trials = dict[Cell, list[Trial]]
+
+
+async def measure(cells: list[Cell], numbers: range, done: Trials, out: Path | None) -> None:
+    """Add to `done`; `numbers` decide on variants, such as the byte of a transfer that is damaged."""
     with tempfile.TemporaryDirectory(prefix="baleen-faults-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         bench = Bench(make_tiny(directory / "checkpoint"), directory)
         try:
-            for number in range(trials):
+            for number in numbers:
                 begin = time.monotonic()
                 for cell in cells:
                     trial = await bench.trial(cell, number)
-                    done[cell].append(trial)
+                    done.setdefault(cell, []).append(trial)
                     for problem in trial.failed + trial.differences + trial.disturbed:
                         sys.stderr.write(f"{cell[0]}, {cell[1]}, trial {number}: {problem[:1500]}\n")
-                    results[f"{cell[0]} | {cell[1]}"] = summarise(done[cell])
                 if out is not None:
-                    await asyncio.to_thread(out.write_text, json.dumps(results, indent=1) + "\n")
-                sys.stderr.write(f"round {number + 1} of {trials}: {time.monotonic() - begin:.0f} s\n")
+                    text = json.dumps({" | ".join(cell): summarise(trials) for cell, trials in done.items()}, indent=1)
+                    await asyncio.to_thread(out.write_text, text + "\n")
+                sys.stderr.write(f"trial {number} of every cell: {time.monotonic() - begin:.0f} s\n")
         finally:
             await bench.close()
 
@@ -131,15 +133,23 @@ def spread(values: list[float | None]) -> list[float] | None:
     return [round(statistics.median(there), 3), round(max(there), 3)] if there else None
 
 
-def table(results: dict[str, Any]) -> str:
-    """All rows as Markdown, in the order of the classes and phases."""
+def read(path: Path) -> Trials:
+    """The trials of an earlier run."""
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    return {(row["class"], row["phase"]): [Trial(**trial) for trial in row["trial"]] for row in rows.values()}
+
+
+def table(done: Trials) -> tuple[str, int]:
+    """All rows as Markdown, in the order of the classes and phases; and how much went wrong."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    wrong = 0
     for name, fault in CLASSES.items():
         for phase in fault.phases:
-            row = results.get(f"{name} | {phase}")
-            if row is not None:
+            if trials := done.get((name, phase)):
+                row = summarise(trials)
+                wrong += len(row["problems"]) + row["leaked blocks"]
                 lines.append(f"| {' | '.join(_cell(row, column) for column in COLUMNS)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n", wrong
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
@@ -158,21 +168,24 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=list(CLASSES), metavar="NAME")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, metavar="NAME")
-    parser.add_argument("--json", type=Path, help="results, read first if it is there")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--json", type=Path, nargs="+", default=[], help="trials; those of the first file are added to")
     parser.add_argument("--page", type=Path, help="the table as Markdown")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
-    if options.json is not None and options.json.exists():
-        results = json.loads(options.json.read_text())
+    done: Trials = read(options.json[0]) if options.json else {}
     cells = [(name, phase) for name in options.classes for phase in CLASSES[name].phases if phase in options.phases]
-    sys.stderr.write(f"{len(cells)} cells, {options.trials} trials each; load average {os.getloadavg()[0]:.1f}\n")
-    asyncio.run(measure(cells, options.trials, results, options.json))
-    text = table(results)
+    if options.trials:
+        sys.stderr.write(f"{len(cells)} cells, {options.trials} trials; load average {os.getloadavg()[0]:.1f}\n")
+        numbers = range(options.first, options.first + options.trials)
+        asyncio.run(measure(cells, numbers, done, options.json[0] if options.json else None))
+    for path in options.json[1:]:
+        for cell, trials in read(path).items():
+            done.setdefault(cell, []).extend(trials)
+    text, wrong = table(done)
     if options.page is not None:
         options.page.write_text(text)
     sys.stdout.write(text)
-    failed = sum(row["failed"] + row["leaked blocks"] + row["others disturbed"] for row in results.values())
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":
