@@ -1,6 +1,7 @@
 """What happens to requests when parts die: every class of fault in every phase, with real processes; a table.
 
-    python -m benchmarks.fault_table [--trials 20] [--classes NAME ...] [--phases NAME ...] [--json FILE ...] [--page FILE]
+    python -m benchmarks.fault_table [--trials 20] [--first 0] [--classes NAME ...] [--phases NAME ...]
+                                     [--json FILE ...] [--page FILE]
 
 Two prefill and two decode groups (EP 2 and EP 1 each), two routers and a Valkey, each a process of its own, without
 Ray: a supervisor here replaces what has ended. In each trial requests of all kinds are in flight (greedy, seeded,

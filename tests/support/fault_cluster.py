@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import signal
@@ -124,6 +125,21 @@ class RouterReplica:
         self._cluster.changes.notify()
 
 
+# ends the server when the pipe to it closes, by whatever end of this process
+_GUARD = """
+exec 3<&0
+"$@" </dev/null 3<&- >&2 &
+server=$!
+echo $server
+{ read -r _; kill -9 "$server"; } <&3 >/dev/null &
+watcher=$!
+wait "$server"
+code=$?
+kill "$watcher"
+exit "$code"
+"""
+
+
 class RedisServer:
     """A server at a fixed address that keeps nothing."""
 
@@ -131,16 +147,19 @@ class RedisServer:
         self._host = host
         self._directory = directory
         self.url = f"redis://{host}:6399/0"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     async def start(self) -> None:
         """Start it, empty, and wait until it answers."""
-        command = [str(find_server()), "--bind", self._host, "--port", "6399", "--save", "", "--appendonly", "no"]
-        command += ["--dir", str(self._directory), "--loglevel", "warning"]
+        settings = ["--bind", self._host, "--port", "6399", "--save", "", "--appendonly", "no", "--loglevel", "warning"]
+        command = ["/bin/sh", "-c", _GUARD, "sh", str(find_server()), "--dir", str(self._directory), *settings]
         with (self._directory / "redis.log").open("ab") as log:
-            self.process = await asyncio.to_thread(
-                subprocess.Popen, command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            guard = await asyncio.to_thread(
+                subprocess.Popen, command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.PIPE
             )
+        assert guard.stdout is not None
+        self._guard, self._pid = guard, int(await asyncio.to_thread(guard.stdout.readline))
         async with asyncio.timeout(20):
             while True:
                 try:
@@ -153,21 +172,24 @@ class RedisServer:
 
     def send(self, number: signal.Signals) -> None:
         """Signal the server."""
-        assert self.process is not None
-        self.process.send_signal(number)
+        os.kill(self._pid, number)
 
     @property
     def is_stopped(self) -> bool:
         """Whether the system says that it is stopped."""
-        assert self.process is not None
-        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def kill(self) -> int:
-        """End it; returns its exit code."""
-        if self.process is None:
+        """End it by SIGKILL; returns its exit code as a shell tells it."""
+        guard, self._guard = self._guard, None
+        if guard is None:
             return 0
-        self.process.kill()
-        return self.process.wait(10)
+        assert guard.stdin is not None and guard.stdout is not None
+        self.send(signal.SIGKILL)
+        code = guard.wait(10)
+        guard.stdin.close()
+        guard.stdout.close()
+        return code
 
 
 class FaultCluster:
