@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role, TraceConfig
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
 
@@ -164,6 +164,7 @@ class TelemetryConfig:
     """What can be seen from outside. rank_metrics: whether each rank answers GET /metrics, on a free port."""
 
     rank_metrics: bool = True
+    traces: TraceConfig = field(default_factory=TraceConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,6 +198,32 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TraceConfig:
+    """Where spans of requests go, and of which requests.
+
+    exporter: `otlp` sends them to `endpoint` over gRPC (http://host:port, or https://), `file` appends them to `file`
+    as JSON lines. ratio: share of the requests that are traced, of those whose client has not decided it.
+    """
+
+    exporter: Literal["off", "otlp", "file"] = "off"
+    endpoint: str = ""
+    file: str = ""
+    ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on an exporter without a place to send to, or a share that is none."""
+        _require(
+            self.exporter != "otlp" or self.endpoint.startswith(("http://", "https://")),
+            f"traces.endpoint is {self.endpoint!r}, must start with http:// or https:// for the exporter otlp",
+        )
+        _require(
+            self.exporter != "file" or self.file.startswith("/"),
+            f"traces.file is {self.file!r}, must be a path from the root, since several processes write it",
+        )
+        _require(0 <= self.ratio <= 1, f"traces.ratio is {self.ratio:g}, must be from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankConfig:
     """Everything that one rank process needs to know. log_level: the least that goes to its log."""
 
@@ -206,6 +232,7 @@ class RankConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    traces: TraceConfig = field(default_factory=TraceConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

@@ -73,4 +73,5 @@ def router_config(config: ClusterConfig, model: ModelConfig, *, redis: RedisConf
         slo_first_token_s=config.router.slo_first_token_s,
         max_queued=config.router.max_queued,
         drain_timeout_s=config.group.drain_timeout_s,
+        traces=config.telemetry.traces,
     )

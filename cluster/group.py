@@ -170,6 +170,7 @@ class RankGroup:
                     join_timeout_s=times.start_timeout_s,
                     drain_timeout_s=times.drain_timeout_s,
                 ),
+                traces=plan.telemetry.traces,
                 serve=ServeConfig(
                     listen=f"{host}:0",
                     role=plan.pool.role,

@@ -38,11 +38,15 @@ class NoIndex:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Ranks for a request, which is counted there under `key`. other_prefill_ranks: those beside the chosen one."""
+    """Ranks for a request, which is counted there under `key`. other_prefill_ranks: those beside the chosen one.
+
+    choice_s: time that the choice took.
+    """
 
     decision: Decision
     key: str
     other_prefill_ranks: int
+    choice_s: float = 0.0
 
 
 class Chooser:
@@ -110,7 +114,8 @@ class Chooser:
         query = self._query(job, num_tokens, held, turn=next(self._turns))
         begin = time.perf_counter()
         decision = self._policy(snapshot, query, self._parameters)
-        self.seconds.observe(time.perf_counter() - begin)
+        choice_s = time.perf_counter() - begin
+        self.seconds.observe(choice_s)
         if needs_room and not decision.has_room:
             return None
         self.decisions[decision.policy, "alone" if decision.prefill is None else "handed"] += 1
@@ -119,6 +124,7 @@ class Chooser:
             decision,
             f"{job.request_id} {next(self._keys)}",
             snapshot.num_prefill_ranks - 1,
+            choice_s,
         )
         self._count(snapshot, query, placement)
         return placement

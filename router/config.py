@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from baleen.cluster_config import PolicyName
-from baleen.config import Level
+from baleen.config import Level, TraceConfig
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
@@ -53,6 +53,7 @@ class RouterProcessConfig:
     drain_timeout_s: float = 30.0
     limits: ProxyLimits = field(default_factory=ProxyLimits)
     session: SessionTimes = field(default_factory=SessionTimes)
+    traces: TraceConfig = field(default_factory=TraceConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,6 +38,9 @@ from router.retry import RetryBudget
 from router.service import InferenceService
 from router.sessions import RankSessions
 from router.status import RouterServicer
+
+if TYPE_CHECKING:
+    from baleen.tracing import Tracing
 
 SETTLE_S = 0.1
 """Before it stops to listen: for calls that have come and wait to be taken, which would end as cancelled otherwise."""
@@ -74,6 +78,7 @@ class Router:
         retries = RetryBudget(share=config.retry_share, reserve=config.retry_reserve)
         quarantine = Quarantine(clock, seconds=config.quarantine_s)
         tokenizer = load_tokenizer(Path(config.model)) if config.model else None
+        self._tracing = self._open_tracing(clock)
         self._proxy = Proxy(
             sessions=self._sessions,
             chooser=chooser,
@@ -85,6 +90,7 @@ class Router:
             limits=config.limits,
             clock=clock,
             log=self._log,
+            tracing=self._tracing,
         )
         self._service = InferenceService(
             self._proxy,
@@ -157,6 +163,13 @@ class Router:
         self._log.info("router listens", address=address, policy=self._config.policy)
         return address
 
+    def _open_tracing(self, clock: Clock) -> Tracing | None:
+        if self._config.traces.exporter == "off":
+            return None
+        from baleen.tracing import Tracing
+
+        return Tracing(self._config.traces, "baleen-router", clock=clock, log=self._log)
+
     def _serve_metrics(self) -> None:
         listen, loop = self._config.listen_metrics, asyncio.get_running_loop()
         if listen:
@@ -182,8 +195,9 @@ class Router:
         await self._sessions.close()
         if self._index is not None:
             await self._index.close()
-        if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.close)
+        for part in (self._metrics, self._tracing):
+            if part is not None:
+                await asyncio.to_thread(part.close)
         self._log.info("router left")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from baleen.clock import Clock
 from baleen.errors import BaleenError, DeadlineExceeded, NotReady, PoisonRequest, QueueFull
@@ -25,6 +26,10 @@ from router.quarantine import Quarantine, request_digest
 from router.record import Records, RequestRecord
 from router.retry import RetryBudget
 from router.sessions import RankSessions
+
+if TYPE_CHECKING:
+    from baleen.tracing import Tracing
+    from router.spans import RequestSpans
 
 CANCEL_LEAD_S = 0.02
 """How much earlier than here the deadline may pass in the gRPC library."""
@@ -63,6 +68,7 @@ class Proxy:
         limits: ProxyLimits,
         clock: Clock,
         log: Log,
+        tracing: Tracing | None = None,
     ) -> None:
         self._sessions = sessions
         self._chooser = chooser
@@ -74,6 +80,7 @@ class Proxy:
         self._limits = limits
         self._clock = clock
         self._log = log
+        self._tracing = tracing
         self._active: set[RequestRecord] = set()
 
     @property
@@ -93,6 +100,9 @@ class Proxy:
         """
         record = self._records.open(job.request_id, len(job.prompt), self._clock.now())
         self._active.add(record)
+        spans = self._begin_spans(job, record)
+        if spans is not None:
+            job = replace(job, traceparent=spans.traceparent)
         record.traceparent = job.traceparent
         outcome, code = "failed: INTERNAL", "INTERNAL"
         failure: BaleenError | None = None
@@ -100,7 +110,7 @@ class Proxy:
             limit = asyncio.timeout(max(0.0, job.deadline - self._clock.now()))
             try:
                 async with limit:
-                    await _Life(self, job, record, emit).run(on_admitted)
+                    await _Life(self, job, record, emit, spans).run(on_admitted)
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -119,7 +129,19 @@ class Proxy:
         finally:
             self._active.discard(record)
             self._end(record, outcome, code, failure)
+            if spans is not None:
+                spans.end(record, "" if code == "OK" else type(failure).__name__ if failure is not None else code)
         return record
+
+    def _begin_spans(self, job: Job, record: RequestRecord) -> RequestSpans | None:
+        if self._tracing is None:
+            return None
+        # with the library behind it, which nobody should wait for where traces are off
+        from baleen.tracing import traceparent_of
+        from router.spans import RequestSpans
+
+        span = self._tracing.begin("router.request", job.traceparent, record.arrived)
+        return RequestSpans(self._tracing, span, traceparent_of(span))
 
     def _end(self, record: RequestRecord, outcome: str, code: str, error: BaleenError | None) -> None:
         record.end(outcome, code, self._clock.now())
@@ -130,10 +152,11 @@ class Proxy:
 class _Life:
     """The state of one request while it is served."""
 
-    def __init__(self, proxy: Proxy, job: Job, record: RequestRecord, emit: Emit) -> None:
+    def __init__(self, proxy: Proxy, job: Job, record: RequestRecord, emit: Emit, spans: RequestSpans | None) -> None:
         self._proxy = proxy
         self._job = job
         self._record = record
+        self._spans = spans
         self._emit = emit
         self._completions = new_completions(job.sampling, proxy._tokenizer, wants_text=job.wants_text)
         self._excluded: set[Incarnation] = set()
@@ -233,6 +256,8 @@ class _Life:
         if decision.prefill is not None:
             prefill = proxy._sessions.open.get(decision.prefill)
         self._note_choice(decision)
+        if self._spans is not None:
+            self._spans.chose(decision, placement.choice_s, proxy._clock.now())
         self._record.decode_rank, self._record.prefill_rank = decode.address, prefill.address if prefill else ""
         self._record.happened(f"on {decode.address}: {decision.reason}", proxy._clock.now())
         await Attempt(
@@ -268,6 +293,8 @@ class _Life:
         proxy._log.warning("request moves", request=self._job.request_id, rank=info.address, cause=str(failure))
         if self._begun:
             self._record.moved(failure.kind, proxy._clock.now())
+        if self._spans is not None:
+            self._spans.moved(failure.kind, info.address, proxy._clock.now())
         self._forget_the_living()
         self._excluded.add(info.incarnation)
         self._full = failure.full

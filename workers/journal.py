@@ -1,9 +1,10 @@
-"""What happened to each request on this rank: one line in the log when it ends. In the step loop's thread."""
+"""What happened to each request on this rank: one line in the log when it ends, and its spans. One thread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from baleen.blocks import BLOCK_TOKENS
 from baleen.clock import Clock
@@ -13,6 +14,9 @@ from baleen.telemetry import Log
 from baleen.trace_context import trace_id_of
 from workers.engine.messages import Event, Prefill, PrefillDone, Refused, StepReport, Submit
 from workers.engine.request import Request
+
+if TYPE_CHECKING:
+    from workers.spans import RankSpans
 
 
 @dataclass(slots=True, eq=False)
@@ -29,17 +33,21 @@ class Entry:
     output_tokens: int = 0
     finishes: list[str] = field(default_factory=list)
     detail: str = ""
+    pushed_from: float | None = None
     preempted: list[float] = field(default_factory=list)
 
 
 class Journal:
     """Follows requests by what the step loop is told, does and says. Neither tokens nor text go into the log."""
 
-    def __init__(self, emit: Callable[[Event], None], *, clock: Clock, log: Log) -> None:
-        """emit: where events go on to."""
+    def __init__(
+        self, emit: Callable[[Event], None], *, clock: Clock, log: Log, spans: RankSpans | None = None
+    ) -> None:
+        """emit: where events go on to. spans: told of each request that has ended."""
         self._emit = emit
         self._clock = clock
         self._log = log
+        self._spans = spans
         self._entries: dict[RequestId, Entry] = {}
 
     def begun(self, command: Submit | Prefill) -> None:
@@ -97,6 +105,7 @@ class Journal:
         entry.cached_tokens = done.num_cached * BLOCK_TOKENS
         entry.finishes.append("prefilled" if done.failure is None else "failed")
         entry.detail = done.failure or ""
+        entry.pushed_from = done.pushed_from
         self._end(entry, blocks_pushed=done.num_pushed)
 
     def _end(self, entry: Entry, *, blocks_pushed: int | None) -> None:
@@ -120,3 +129,5 @@ class Journal:
             blocks_pushed=blocks_pushed,
             preemptions=len(entry.preempted),
         )
+        if self._spans is not None:
+            self._spans.ended(entry, now)

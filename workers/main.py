@@ -33,6 +33,7 @@ from workers.outlets import Outlets
 from workers.stdio import CommandReader, EventWriter, claim_stdout
 
 if TYPE_CHECKING:
+    from baleen.tracing import Tracing
     from workers.cache.announce import Announcer, EventFeed
     from workers.metrics import RankParts
     from workers.parallel.group import Group
@@ -145,7 +146,13 @@ class RankProcess:
         engine = startup.load(self._config, group, timeline, clock=self._clock)
         info = self._info(engine)
         announcer, feed = self._open_announcer(engine, info)
-        journal = Journal(self._outlets.emit, clock=self._clock, log=self._log)
+        tracing = self._open_tracing()
+        spans = None
+        if tracing is not None:
+            from workers.spans import RankSpans
+
+            spans = RankSpans(tracing, self._config)
+        journal = Journal(self._outlets.emit, clock=self._clock, log=self._log, spans=spans)
         engine.scheduler.on_started, engine.scheduler.on_preempted = journal.started, journal.preempted
         loop = StepLoop(
             self._config,
@@ -170,9 +177,18 @@ class RankProcess:
         reason = loop.run()
         if announcer is not None:
             announcer.close()
+        if tracing is not None:
+            tracing.close()
         group.close()
         self._log.info("drained", reason=reason)
         return reason
+
+    def _open_tracing(self) -> Tracing | None:
+        if self._config.traces.exporter == "off":
+            return None
+        from baleen.tracing import Tracing
+
+        return Tracing(self._config.traces, "baleen-rank", clock=self._clock, log=self._log)
 
     def _open_announcer(self, engine: Engine, info: RankInfo) -> tuple[Announcer | None, EventFeed | None]:
         """What tells Redis about this rank and its blocks, if it is to be told."""

@@ -54,7 +54,7 @@ def seen(tmp_path_factory):
     directory = tmp_path_factory.mktemp("metrics")
 
     async def scenario():
-        async with watched_cluster(make_tiny(directory / "tiny"), directory) as cluster:
+        async with watched_cluster(make_tiny(directory / "tiny"), directory, traces={}) as cluster:
             return await use(cluster)
 
     return asyncio.run(asyncio.wait_for(scenario(), 120))

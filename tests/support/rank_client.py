@@ -146,6 +146,7 @@ def rank_processes(
                 "cache": {"num_blocks": 64, **sections.get("cache", {})},
                 "engine": sections.get("engine", {}),
                 "serve": sections.get("serve", {}),
+                "traces": sections.get("traces", {}),
                 "parallel": {
                     "rank": rank,
                     "world_size": world_size,

@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from baleen.config import TraceConfig
 from baleen.telemetry import Log
 from baleen.v1 import inference_pb2_grpc, worker_pb2
 from baleen.wire.channel import open_channel
@@ -31,7 +33,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watched_cluster(checkpoint: Path, directory: Path) -> AsyncIterator[Watched]:
+async def watched_cluster(checkpoint: Path, directory: Path, *, traces: dict[str, Any]) -> AsyncIterator[Watched]:
     """Two groups of one rank each, a router that knows their addresses, and a client. All serve /metrics."""
     with contextlib.ExitStack() as stack:
         ranks = []
@@ -39,7 +41,7 @@ async def watched_cluster(checkpoint: Path, directory: Path) -> AsyncIterator[Wa
             serve = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "role": role, "pool": role}
             place = directory / role
             place.mkdir()
-            sections = {"serve": {**serve, "group": f"{role}/0"}, "cache": {"num_blocks": NUM_BLOCKS}}
+            sections = {"serve": {**serve, "group": f"{role}/0"}, "cache": {"num_blocks": NUM_BLOCKS}, "traces": traces}
             ranks += stack.enter_context(rank_processes(checkpoint, place, **sections))
         addresses = [rank.expect("ready")["address"] for rank in ranks]
         lines: list[str] = []
@@ -50,6 +52,7 @@ async def watched_cluster(checkpoint: Path, directory: Path) -> AsyncIterator[Wa
                 ranks=",".join(addresses),
                 model=str(checkpoint) if (checkpoint / "tokenizer.json").exists() else "",
                 parameters=NO_SHORT_CUT,
+                traces=TraceConfig(**traces),
             ),
             log=Log(write=lines.append),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
@@ -206,7 +206,8 @@ class Refused:
 class PrefillDone:
     """A Prefill has ended: its blocks, those of them that the destination took, and those that were cached here.
 
-    failure: why it did not end well, or None.
+    failure: why it did not end well, or None. pushed_from: when its transfer began, in the rank's own clock; None:
+    there was none.
     """
 
     request_id: RequestId
@@ -214,6 +215,7 @@ class PrefillDone:
     num_pushed: int
     num_cached: int
     failure: str | None = None
+    pushed_from: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class _Prefill:
     num_lent: int = 0
     num_pushed: int = 0
     progress_at: float = 0.0
-    pushing_since: float = 0.0
+    pushing_since: float | None = None
     push: Push | None = None
     is_computing: bool = True
     failure: str | None = None
@@ -177,6 +177,7 @@ class Prefills:
         self._blocks.recall(entry.holder)
         entry.num_lent = 0
         entry.push = None
+        assert entry.pushing_since is not None
         self._counts.seconds_out.observe(self._clock.now() - entry.pushing_since)
         self._counts.failures_out += news.failure is not None
         if news.failure is not None:
@@ -251,4 +252,11 @@ class Prefills:
             self._done.append(self._answer(entry))
 
     def _answer(self, entry: _Prefill) -> PrefillDone:
-        return PrefillDone(entry.request_id, len(entry.hashes), entry.num_pushed, entry.num_cached, entry.failure)
+        return PrefillDone(
+            entry.request_id,
+            len(entry.hashes),
+            entry.num_pushed,
+            entry.num_cached,
+            entry.failure,
+            pushed_from=entry.pushing_since,
+        )
