@@ -1,7 +1,7 @@
 """What happens to requests when parts die: every class of fault in every phase, with real processes; a table.
 
     python -m benchmarks.fault_table [--trials 20] [--first 0] [--classes NAME ...] [--phases NAME ...]
-                                     [--json FILE ...] [--page FILE]
+                                     [--minutes 60] [--json FILE ...] [--page FILE]
 
 Two prefill and two decode groups (EP 2 and EP 1 each), two routers and a Valkey, each a process of its own, without
 Ray: a supervisor here replaces what has ended. In each trial requests of all kinds are in flight (greedy, seeded,
@@ -9,8 +9,8 @@ n = 2, a stop text, log-probabilities) when one fault comes in one phase. Afterw
 once, within its deadline, with the tokens, texts and ends of the fault-free run; every rank must report that it holds
 no block for anybody; no other group may have ended; and what ended must be back.
 
-The trials go round: the first of every cell, then the second. The first file of --json is written after each round;
-trials that stand in it are kept, so that a run can be continued. Other files are only read, and count in the table.
+The next trial is always one of a cell that has the fewest. The first file of --json is written now and then; trials
+that stand in it count, so that a run can be continued. Other files are only read, for the table.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ COLUMNS = [
     "leaked blocks",
     "others disturbed",
 ]
+WRITE_S = 60.0
+
 Cell = tuple[str, str]
 
 
@@ -84,25 +86,29 @@ class Bench:
 Trials = dict[Cell, list[Trial]]
 
 
-async def measure(cells: list[Cell], numbers: range, done: Trials, out: Path | None) -> None:
-    """Add to `done`; `numbers` decide on variants, such as the byte of a transfer that is damaged."""
+async def measure(cells: list[Cell], options: argparse.Namespace, done: Trials) -> None:
+    """Add to `done` until every cell has its trials, or the time is over: always to a cell that has the fewest."""
+    begin = written = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="baleen-faults-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         bench = Bench(make_tiny(directory / "checkpoint"), directory)
         try:
-            for number in numbers:
-                begin = time.monotonic()
-                for cell in cells:
-                    trial = await bench.trial(cell, number)
-                    done.setdefault(cell, []).append(trial)
-                    for problem in trial.failed + trial.differences + trial.disturbed:
-                        sys.stderr.write(f"{cell[0]}, {cell[1]}, trial {number}: {problem[:1500]}\n")
-                if out is not None:
-                    text = json.dumps({" | ".join(cell): summarise(trials) for cell, trials in done.items()}, indent=1)
-                    await asyncio.to_thread(out.write_text, text + "\n")
-                sys.stderr.write(f"trial {number} of every cell: {time.monotonic() - begin:.0f} s\n")
+            while time.monotonic() < begin + 60 * options.minutes:
+                cell = min(cells, key=lambda cell: len(done.get(cell, ())))
+                number = len(done.get(cell, ()))
+                if number >= options.trials:
+                    break
+                trial = await bench.trial(cell, options.first + number)
+                done.setdefault(cell, []).append(trial)
+                for problem in trial.failed + trial.differences + trial.disturbed:
+                    sys.stderr.write(f"{cell[0]}, {cell[1]}, trial {number}: {problem[:1500]}\n")
+                if options.json and time.monotonic() > written + WRITE_S:
+                    await asyncio.to_thread(write, options.json[0], done)
+                    written = time.monotonic()
         finally:
             await bench.close()
+            if options.json:
+                await asyncio.to_thread(write, options.json[0], done)
 
 
 def summarise(trials: list[Trial]) -> dict[str, Any]:
@@ -124,7 +130,6 @@ def summarise(trials: list[Trial]) -> dict[str, Any]:
         "others disturbed": sum(len(trial.disturbed) for trial in trials),
         "phase missed": sum(trial.missed for trial in trials),
         "problems": [text[:500] for trial in trials for text in trial.failed + trial.differences + trial.disturbed],
-        "trial": [asdict(trial) for trial in trials],
     }
 
 
@@ -135,9 +140,23 @@ def spread(values: list[float | None]) -> list[float] | None:
 
 
 def read(path: Path) -> Trials:
-    """The trials of an earlier run."""
-    rows = json.loads(path.read_text()) if path.exists() else {}
-    return {(row["class"], row["phase"]): [Trial(**trial) for trial in row["trial"]] for row in rows.values()}
+    """The trials of an earlier run; none if there is no such file."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    done: Trials = {}
+    for row in rows:
+        done.setdefault((row["class_name"], row["phase"]), []).append(Trial(**row))
+    return done
+
+
+def write(path: Path, done: Trials) -> None:
+    """One trial a line, without what is empty."""
+    rows = [json.dumps(_brief(asdict(trial))) for trials in done.values() for trial in trials]
+    path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+
+
+def _brief(trial: dict[str, Any]) -> dict[str, Any]:
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in trial.items()}
+    return {key: value for key, value in rounded.items() if value}
 
 
 def table(done: Trials) -> tuple[str, int]:
@@ -169,7 +188,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--classes", nargs="+", choices=CLASSES, default=list(CLASSES), metavar="NAME")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, metavar="NAME")
-    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial, for a second run")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no trial begins later")
     parser.add_argument("--json", type=Path, nargs="+", default=[], help="trials; those of the first file are added to")
     parser.add_argument("--page", type=Path, help="the table as Markdown")
     options = parser.parse_args()
@@ -177,8 +197,7 @@ def main() -> None:
     cells = [(name, phase) for name in options.classes for phase in CLASSES[name].phases if phase in options.phases]
     if options.trials:
         sys.stderr.write(f"{len(cells)} cells, {options.trials} trials; load average {os.getloadavg()[0]:.1f}\n")
-        numbers = range(options.first, options.first + options.trials)
-        asyncio.run(measure(cells, numbers, done, options.json[0] if options.json else None))
+        asyncio.run(measure(cells, options, done))
     for path in options.json[1:]:
         for cell, trials in read(path).items():
             done.setdefault(cell, []).extend(trials)
