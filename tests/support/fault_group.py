@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 NUM_BLOCKS = 10
 READY_S = 60.0
+MOST_FAILED = 5
+"""Starts in a row that may fail."""
+
 SETTLE_S = 5.0
 """How long the rest of a group may live after its first rank has ended."""
 
@@ -186,13 +189,16 @@ class Group:
         self.lives = 0
         self.is_up = False
         self.codes: list[int] = []
-        self.num_forced = 0
+        self.num_forced = self.num_failed = 0
         self._leaving = False
 
     async def run(self) -> None:
         """Form, watch and form again, until told to leave."""
         while not self._leaving:
             await self._form()
+            if not self.is_up:
+                # as Serve does: once more
+                continue
             await asyncio.wait(
                 [asyncio.create_task(rank.living.ended.wait()) for rank in self.ranks],
                 return_when=asyncio.FIRST_COMPLETED,
@@ -213,9 +219,12 @@ class Group:
         await self._cluster.changes.until(settled, READY_S, f"{self.name} is ready")
         if any(rank.living.code is not None for rank in self.ranks):
             await self._see_out()
-            raise RuntimeError(f"{self.name} did not form: {[rank.events[-1:] for rank in self.ranks]}")
+            self.num_failed += 1
+            if self.num_failed >= MOST_FAILED:
+                raise RuntimeError(f"{self.name} did not form: {[rank.events[-1:] for rank in self.ranks]}")
+            return
         await asyncio.gather(*(rank.watch() for rank in self.ranks))
-        self.is_up = True
+        self.is_up, self.num_failed = True, 0
         self._cluster.changes.notify()
 
     async def _see_out(self) -> None:
