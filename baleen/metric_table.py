@@ -59,7 +59,7 @@ _ROUTER: tuple[Process, ...] = ("router",)
 _RANK: tuple[Process, ...] = ("rank",)
 _BOTH: tuple[Process, ...] = ("router", "rank")
 
-PHASES = ("queued", "reserving", "prefilling", "decoding", "moving")
+PHASES = ("queued", "reserving", "fetching", "prefilling", "decoding", "moving")
 OUTCOMES = ("finished", "cancelled", "rejected", "failed")
 CODES = (
     *("OK", "CANCELLED", "INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED", "NOT_FOUND", "ALREADY_EXISTS"),
@@ -180,6 +180,13 @@ TABLE: tuple[Metric, ...] = (
         "Tries after a failure. restart: before the first token; continue: after it.",
         labels=("kind",),
         series=_each("restart", "continue"),
+    ),
+    _counter(
+        "prefix_fetches_total",
+        _ROUTER,
+        "Prefixes that a rank was to get from another before it computed the rest: all blocks came, some, or none.",
+        labels=("outcome",),
+        series=_each("complete", "partial", "failed"),
     ),
     _gauge("retry_budget_remaining", _ROUTER, "Restarts that may begin now; with less than 1 requests fail instead."),
     _counter(

@@ -151,21 +151,25 @@ class Simulation:
         decode.held_blocks += blocks_for(turn.prompt + turn.output)
         decode.running += 1
         decode.decoded += 1
+        fetch = decision.fetch
+        fetched, fetch_s = (fetch.num_fetched, fetch.compute_s - fetch.gain_s) if fetch is not None else (0, 0.0)
         if decision.prefill is None:
-            self.generate(turn, now, decode, self.missing(turn, decode), now)
+            missing = self.missing(turn, decode, fetched)
+            self.at(now + fetch_s, partial(self.generate, turn, now, decode, missing))
             return
         prefill = self.ranks[decision.prefill]
         shared = shareable_blocks(turn.prompt)
         moved = shared - decode.cached(turn)
-        done = prefill.compute(now, self.missing(turn, prefill) - (turn.prompt - shared * BLOCK_TOKENS))
+        missing = self.missing(turn, prefill, fetched) - (turn.prompt - shared * BLOCK_TOKENS)
+        done = prefill.compute(now + fetch_s, missing)
         prefill.keep(turn, shared * BLOCK_TOKENS)
         transfer_s = PARAMETERS.handoff_s + moved * PARAMETERS.block_bytes / PARAMETERS.transfer_bytes_per_s
         tail = turn.prompt - shared * BLOCK_TOKENS
         self.at(done + transfer_s, partial(self.generate, turn, now, decode, tail))
 
-    def missing(self, turn: Turn, rank: SimulatedRank) -> int:
-        """Prompt tokens that the rank must compute; counted for the hit rate."""
-        cached = rank.cached(turn) * BLOCK_TOKENS
+    def missing(self, turn: Turn, rank: SimulatedRank, fetched: int) -> int:
+        """Prompt tokens that the rank must compute, after so many blocks were fetched; counted for the hit rate."""
+        cached = (rank.cached(turn) + fetched) * BLOCK_TOKENS
         self.prompt_tokens += turn.prompt
         self.cached_tokens += cached
         return turn.prompt - cached

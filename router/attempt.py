@@ -18,6 +18,7 @@ from baleen.ids import RequestId
 from baleen.reports import FinishReason, RankInfo, RequestOutput
 from baleen.seeds import completion_seed
 from router.completion import ClientCompletion, OutputGap
+from router.fetches import FetchLog, FetchRoute, fetch_prefix
 from router.messages import (
     Delta,
     Job,
@@ -73,10 +74,13 @@ class Attempt:
         *,
         decode: RankSession,
         prefill: RankSession | None,
+        fetch: FetchRoute | None,
+        fetches: FetchLog,
         reserve_s: float,
         now: Callable[[], float],
     ) -> None:
-        """completions: those that have not ended. prefill None: the decode rank computes the prompt.
+        """completions: those that have not ended. prefill None: the decode rank computes the prompt. fetch: what the
+        rank that computes gets from another first.
 
         reserve_s: how long the decode rank keeps blocks for what the prefill rank sends.
         """
@@ -86,12 +90,15 @@ class Attempt:
         self._emit = emit
         self._decode = decode
         self._prefill = prefill
+        self._fetch = fetch
+        self._fetches = fetches
         self._reserve_s = reserve_s
         self._now = now
         self._mailbox = Mailbox()
         # a client may use its id again, and other routers may see it too; a rank must not see one twice
         self._name = f"{job.request_id}/{secrets.token_hex(6)}"
         self._sources = PromptSources()
+        self._unused: set[tuple[RankSession, str]] = set()
 
     async def run(self, *, may_go_on_without_prefill: bool) -> None:
         """Generate until every completion has ended.
@@ -99,17 +106,20 @@ class Attempt:
         Raises RankFailed, and PrefillFailed unless the decode rank is to compute alone then; InvalidRequest and
         CapacityError as the rank refuses; DeadlineExceeded.
         """
-        reservation: Reservation | None = None
+        ticket = ""
         try:
             if self._prefill is not None:
                 reservation = await self._reserve()
                 if reservation is not None:
+                    ticket = reservation.ticket
                     await self._fill(self._prefill, reservation, may_go_on_without=may_go_on_without_prefill)
-            await self._generate(reservation.ticket if reservation else "")
-            reservation = None
+            elif self._fetch is not None:
+                ticket = await self._fetch_prefix(self._fetch)
+            await self._generate(ticket)
+            self._unused.discard((self._decode, ticket))
         finally:
-            if reservation is not None:
-                self._decode.release(reservation.ticket)
+            for rank, unused in self._unused:
+                rank.release(unused)
 
     async def _reserve(self) -> Reservation | None:
         """Blocks on the decode rank for what it lacks of the prompt; None if that is nothing."""
@@ -127,10 +137,25 @@ class Attempt:
         if reservation.num_reserved_blocks == 0:
             self._decode.release(reservation.ticket)
             return None
+        self._unused.add((self._decode, reservation.ticket))
         return reservation
+
+    async def _fetch_prefix(self, route: FetchRoute) -> str:
+        """Have what another rank holds sent to the one that computes; the ticket for it, or an empty text."""
+        fetched = await fetch_prefix(route, self._shared_tokens(), self._job, self._record, self._fetches, self._now)
+        if fetched is None:
+            return ""
+        self._unused.add((route.destination, fetched.ticket))
+        # how much of it arrived is seen later, by what the rank finds at hand
+        if route.destination is self._decode:
+            self._sources.decode = fetched.num_held
+        self._sources.prefill = fetched.num_held
+        self._sources.fetched = route.plan.num_blocks
+        return fetched.ticket
 
     async def _fill(self, rank: RankSession, reservation: Reservation, *, may_go_on_without: bool) -> None:
         """Have the prefill rank compute and push the blocks that the decode rank lacks."""
+        ticket = await self._fetch_prefix(self._fetch) if self._fetch is not None else ""
         self._record.enter("prefilling", self._now())
         request_id = RequestId(f"{self._name}.p")
         ended = False
@@ -142,6 +167,7 @@ class Attempt:
                 reservation=reservation,
                 priority=self._job.priority,
                 cache_salt=self._job.cache_salt,
+                ticket=ticket,
                 traceparent=self._job.traceparent,
             ),
             self._mailbox,
@@ -157,7 +183,10 @@ class Attempt:
         failure, lost = "", isinstance(event, RankLost)
         if isinstance(event, PrefillEnded):
             failure = event.failure
-            self._sources.decode, self._sources.prefill = reservation.num_held_blocks, event.num_cached
+            self._unused.discard((rank, ticket))
+            self._sources.decode = reservation.num_held_blocks
+            self._sources.prefill = min(self._sources.prefill, event.num_cached) if ticket else event.num_cached
+            self._sources.fetched = event.num_cached
             if event.num_cached < event.num_blocks:
                 self._record.usage.computed(event.num_cached)
         elif isinstance(event, RankLost):

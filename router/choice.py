@@ -14,6 +14,7 @@ from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, root_hash, shar
 from baleen.ids import Incarnation
 from baleen.metric_table import Labels
 from baleen.metrics import histogram
+from router.fetches import FetchLog
 from router.members import Members
 from router.messages import Job
 from router.policy.explain import Explainer
@@ -60,6 +61,7 @@ class Chooser:
         parameters: Parameters,
         explainer: Explainer,
         *,
+        fetches: FetchLog | None = None,
         seed: int | None = None,
     ) -> None:
         self._members = members
@@ -67,6 +69,7 @@ class Chooser:
         self._policy = policy
         self._parameters = parameters
         self._explainer = explainer
+        self._fetches = fetches
         self._turns = itertools.count()
         self._keys = itertools.count()
         self._random = random.Random(seed)
@@ -140,14 +143,15 @@ class Chooser:
         decision = placement.decision
         decode = snapshot.rank(decision.decode)
         assert decode is not None
-        tokens = query.uncached(decode)
+        fetched = decision.fetch.num_fetched * BLOCK_TOKENS if decision.fetch is not None else 0
+        tokens = query.uncached(decode) - fetched
         prefill = None if decision.prefill is None else snapshot.rank(decision.prefill)
         if prefill is not None:
             tokens = query.num_prompt_tokens - query.shareable * BLOCK_TOKENS
             self._members.sent(
                 prefill.incarnation,
                 placement.key,
-                tokens=(query.shareable - query.held(prefill)) * BLOCK_TOKENS,
+                tokens=(query.shareable - query.held(prefill)) * BLOCK_TOKENS - fetched,
                 blocks=query.prefill_blocks(prefill),
             )
         self._members.sent(decode.incarnation, placement.key, tokens=tokens, blocks=query.decode_blocks(decode))
@@ -160,4 +164,6 @@ class Chooser:
             cached_blocks=held,
             seed=self._random.getrandbits(32),
             turn=turn,
+            no_fetch=self._fetches.barred if self._fetches is not None else frozenset(),
+            transfer_bytes_per_s=self._fetches.bytes_per_s if self._fetches is not None else 0.0,
         )

@@ -26,6 +26,7 @@ from router.admission import Admission, AdmissionParameters
 from router.breaker import Breaker
 from router.choice import Chooser, Lookup, NoIndex, Placement
 from router.config import RouterProcessConfig, load_router_config
+from router.fetches import FetchLog
 from router.index import PrefixIndex, open_client
 from router.members import Members, watch
 from router.metrics import Parts
@@ -74,7 +75,9 @@ class Router:
             self._index = PrefixIndex(open_client(config.redis), config.cluster, Breaker(clock))
         lookup: Lookup = self._index or NoIndex()
         explainer, records = Explainer(config.parameters), Records()
-        chooser = Chooser(self._members, lookup, POLICIES[config.policy], config.parameters, explainer)
+        parameters = config.parameters
+        fetches = FetchLog(block_bytes=parameters.block_bytes, handoff_s=parameters.handoff_s, now=clock.now)
+        chooser = Chooser(self._members, lookup, POLICIES[config.policy], parameters, explainer, fetches=fetches)
         retries = RetryBudget(share=config.retry_share, reserve=config.retry_reserve)
         quarantine = Quarantine(clock, seconds=config.quarantine_s)
         tokenizer = load_tokenizer(Path(config.model)) if config.model else None
@@ -85,6 +88,7 @@ class Router:
             admission=admission,
             records=records,
             retries=retries,
+            fetches=fetches,
             quarantine=quarantine,
             tokenizer=tokenizer,
             limits=config.limits,

@@ -91,7 +91,10 @@ class RankSubmission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPrefill:
-    """Compute the whole blocks of `token_ids` and push those that the reservation lacks into it."""
+    """Compute the whole blocks of `token_ids` and push those that the reservation lacks into it.
+
+    ticket: of a reservation on the rank itself, with blocks that were fetched for it.
+    """
 
     request_id: RequestId
     token_ids: tuple[int, ...]
@@ -99,6 +102,7 @@ class RankPrefill:
     reservation: Reservation
     priority: int = 0
     cache_salt: str = ""
+    ticket: str = ""
     traceparent: str = ""
 
 
@@ -126,6 +130,15 @@ class PrefillEnded:
     num_blocks: int
     num_pushed: int
     num_cached: int
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchEnded:
+    """A fetch is over. Blocks: of the prompt that the holder has, that the other took. failure: empty if good."""
+
+    num_blocks: int
+    num_pushed: int
     failure: str
 
 

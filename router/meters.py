@@ -21,6 +21,7 @@ class RequestMeters:
         self.prompt_tokens: Counter[Labels] = Counter()
         self.cancels: Counter[Labels] = Counter()
         self.retries: Counter[Labels] = Counter()
+        self.fetches: Counter[Labels] = Counter()
         self.migrations: Counter[Labels] = Counter()
         self.expected_hit_tokens: Counter[Labels] = Counter()
         self.actual_hit_tokens: Counter[Labels] = Counter()

@@ -54,6 +54,7 @@ class Parts:
             "prompt_tokens_total": meters.prompt_tokens,
             "cancels_total": meters.cancels,
             "retries_total": meters.retries,
+            "prefix_fetches_total": meters.fetches,
             "migrations_total": meters.migrations,
             "route_expected_hit_tokens_total": meters.expected_hit_tokens,
             "route_actual_hit_tokens_total": meters.actual_hit_tokens,

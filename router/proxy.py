@@ -19,12 +19,14 @@ from router.admission import Admission, Applicant
 from router.attempt import Attempt, Emit, RankFailed
 from router.choice import Chooser, Placement
 from router.completion import ClientCompletion, new_completions
+from router.fetches import FetchLog, FetchRoute
 from router.journal import log_end
 from router.messages import Job
 from router.policy.snapshot import Decision
 from router.quarantine import Quarantine, request_digest
 from router.record import Records, RequestRecord
 from router.retry import RetryBudget
+from router.session import RankSession
 from router.sessions import RankSessions
 
 if TYPE_CHECKING:
@@ -42,12 +44,14 @@ RECHECK_S = 0.25
 class ProxyLimits:
     """reserve_s: how long, beyond the time predicted for a prefill, a decode rank keeps blocks for its next one.
     rank_wait_s: until there is any rank, or, after a failure, one with room; once a client has tokens, its deadline
-    alone counts. most_attempts: ranks that may fail one request, beside those that are full. poison_deaths: ranks that
-    may die under a request.
+    alone counts. least_fetch_s: time that a fetch of a prefix is given, unless to compute it takes longer.
+    most_attempts: ranks that may fail one request, beside those that are full. poison_deaths: ranks that may die under
+    a request.
     """
 
     reserve_s: float = 60.0
     rank_wait_s: float = 60.0
+    least_fetch_s: float = 0.25
     most_attempts: int = 8
     poison_deaths: int = 2
 
@@ -63,6 +67,7 @@ class Proxy:
         admission: Admission[Placement],
         records: Records,
         retries: RetryBudget,
+        fetches: FetchLog,
         quarantine: Quarantine,
         tokenizer: Tokenizer | None,
         limits: ProxyLimits,
@@ -75,6 +80,7 @@ class Proxy:
         self._admission = admission
         self._records = records
         self._retries = retries
+        self._fetches = fetches
         self._quarantine = quarantine
         self._tokenizer = tokenizer
         self._limits = limits
@@ -267,6 +273,8 @@ class _Life:
             self._emit,
             decode=decode,
             prefill=prefill,
+            fetch=self._route(decision, prefill or decode),
+            fetches=proxy._fetches,
             reserve_s=proxy._limits.reserve_s + decision.first_token_s,
             now=proxy._clock.now,
         ).run(may_go_on_without_prefill=placement.other_prefill_ranks < 1)
@@ -285,6 +293,17 @@ class _Life:
     def _begun(self) -> bool:
         """Whether the client has any token."""
         return any(completion.token_ids for completion in self._completions)
+
+    def _route(self, decision: Decision, computes: RankSession) -> FetchRoute | None:
+        """The sessions for a planned fetch, if both ranks are still there."""
+        plan, limits, info = decision.fetch, self._proxy._limits, computes.info
+        assert info is not None
+        if plan is None or info.incarnation != (decision.prefill or decision.decode):
+            return None
+        holder = self._proxy._sessions.open.get(plan.holder)
+        if holder is None:
+            return None
+        return FetchRoute(plan, holder, computes, limits.least_fetch_s, limits.reserve_s)
 
     def _note(self, failure: RankFailed, digest: bytes) -> None:
         """Decide whether the request may go on elsewhere; raises what the client is told if not."""

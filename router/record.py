@@ -21,11 +21,12 @@ class PromptSources:
     """Where one try finds the blocks of a prompt: the number of leading blocks at which the part of each source ends.
 
     The parts follow each other: at hand on the decode rank (None: all that it finds are its own), cached on the prefill
-    rank. What comes after them was computed.
+    rank, fetched from another. What comes after them was computed.
     """
 
     decode: int | None = None
     prefill: int = 0
+    fetched: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +56,9 @@ class Usage:
         if self.computed_from is not None:
             found = min(found, self.computed_from)
         decode = found if sources.decode is None else min(found, sources.decode * BLOCK_TOKENS)
-        prefill = min(found, max(decode, sources.prefill * BLOCK_TOKENS)) - decode
-        self.cached = CachedTokens(decode=decode, prefill=prefill)
+        prefill = max(decode, min(found, sources.prefill * BLOCK_TOKENS))
+        fetched = max(prefill, min(found, sources.fetched * BLOCK_TOKENS))
+        self.cached = CachedTokens(decode=decode, prefill=prefill - decode, fetched=fetched - prefill)
 
 
 @dataclass(slots=True, eq=False)

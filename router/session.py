@@ -20,6 +20,7 @@ from baleen.wire.errors import error_from_failure, error_from_rpc
 from baleen.wire.reports import info_from_proto, load_from_proto, output_from_proto
 from baleen.wire.sampling import sampling_to_proto
 from router.messages import (
+    FetchEnded,
     Mailbox,
     PrefillEnded,
     RankEvent,
@@ -217,7 +218,6 @@ class RankSession:
         """Start to compute and push blocks; `mailbox` gets PrefillEnded, RankRefused or RankLost."""
         if not self._enter(prefill.request_id, mailbox):
             return
-        reservation = prefill.reservation
         self._outbox.put_nowait(
             worker_pb2.SessionRequest(
                 prefill=worker_pb2.Prefill(
@@ -226,11 +226,8 @@ class RankSession:
                     cache_salt=prefill.cache_salt,
                     priority=prefill.priority,
                     remaining_s=self._remaining(prefill.deadline),
-                    destination=worker_pb2.Destination(
-                        address=reservation.transfer_address,
-                        ticket=reservation.ticket,
-                        first_block=reservation.num_held_blocks,
-                    ),
+                    destination=_destination(prefill.reservation),
+                    ticket=prefill.ticket,
                     traceparent=prefill.traceparent,
                 )
             )
@@ -286,6 +283,34 @@ class RankSession:
             num_reserved_blocks=reply.num_reserved_blocks,
         )
 
+    async def fetch(
+        self, token_ids: tuple[int, ...], into: Reservation, *, cache_salt: str, timeout_s: float, traceparent: str
+    ) -> FetchEnded:
+        """Have the rank push what it has cached of the blocks that the reservation is for; it computes nothing.
+
+        A caller that is cancelled ends the transfer. Raises what the rank answers, NotReady if it is lost.
+        """
+        if self._stub is None or self._lost is not None:
+            raise NotReady(f"rank {self.address} is lost: {self._lost}")
+        request = worker_pb2.FetchRequest(
+            token_ids=token_ids,
+            cache_salt=cache_salt,
+            destination=_destination(into),
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+        )
+        try:
+            reply = await self._stub.Fetch(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            # as above, the end of the session cancels the call; the caller may have been cancelled, too
+            if self._lost is None or (task is not None and task.cancelling()):
+                raise
+            raise NotReady(f"rank {self.address} is lost: {self._lost}") from None
+        return FetchEnded(reply.num_blocks, reply.num_pushed, reply.failure)
+
     def _give_back(self, call: asyncio.Task[Reservation]) -> None:
         if not call.cancelled() and call.exception() is None:
             self.release(call.result().ticket)
@@ -319,3 +344,11 @@ class RankSession:
 
     def _remaining(self, deadline: float) -> float:
         return max(0.0, deadline - self._clock.now())
+
+
+def _destination(reservation: Reservation) -> worker_pb2.Destination:
+    return worker_pb2.Destination(
+        address=reservation.transfer_address,
+        ticket=reservation.ticket,
+        first_block=reservation.num_held_blocks,
+    )

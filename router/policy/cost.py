@@ -5,7 +5,7 @@ The cost of the best prefill rank is part of that of every decode rank that need
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,28 +27,34 @@ class _Weighed:
 def choose(snapshot: Snapshot, query: Query, parameters: Parameters) -> Decision:
     """The cheapest pair of ranks, or the cheapest decode rank alone; chance decides among near ties.
 
+    Whichever of them computes may be told to fetch a longer prefix first.
+
     The candidates of the decision are the chosen ones; `candidates` gives all. Raises NotReady if no rank can decode
     now, CapacityError if the prompt fits none of them.
     """
-    rating = Rating(snapshot, query, parameters)
+    rating = Rating(snapshot, query, parameters, fetches=True)
     weighed = _weigh(rating)
     ranks = rating.ranks
     near = _near_ties(ranks.decode, weighed.decode_s, parameters)
     winner = _by_chance(snapshot, query, near)
     alone = bool(weighed.takes_alone[winner])
-    chosen, source = rating.candidate(winner, "alone" if alone else "handed"), None
+    chosen, source, computes = rating.candidate(winner, "alone" if alone else "handed"), None, winner
     if not alone:
         tied = _near_ties(ranks.prefill, weighed.prefill_s, parameters)
-        source = rating.candidate(_by_chance(snapshot, query, tied), "prefill")
+        computes = _by_chance(snapshot, query, tied)
+        source = rating.candidate(computes, "prefill")
+    fetch = rating.fetch(computes)
     reason = explain_choice(query, source, chosen)
+    if fetch is not None:
+        reason += f"; before it fetches {fetch.num_fetched} blocks from {fetch.holder}, to save {fetch.gain_s:.3f} s"
     if near.size > 1:
         reason += f"; by chance among {near.size} decode ranks that cost about the same"
-    return decide("cost", query, source, chosen, reason)
+    return replace(decide("cost", query, source, chosen, reason), fetch=fetch)
 
 
 def candidates(snapshot: Snapshot, query: Query, parameters: Parameters) -> list[Candidate]:
     """Every rank that `choose` compares, with its terms; raises as it does."""
-    rating = Rating(snapshot, query, parameters)
+    rating = Rating(snapshot, query, parameters, fetches=True)
     weighed = _weigh(rating)
     return [rating.candidate(position, "prefill") for position in rating.ranks.prefill.tolist()] + [
         rating.candidate(position, "alone" if weighed.takes_alone[position] else "handed")

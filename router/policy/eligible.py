@@ -34,9 +34,14 @@ class Eligible:
         holds_all: Flags = self.held == query.shareable
         return columns.is_mixed | holds_all
 
-    def may_compute_alone(self, columns: Columns, query: Query, short_tail_tokens: int) -> Flags:
-        """Which decode ranks may compute what they lack of the prompt: they must, or it is but a short tail."""
-        uncached = query.num_prompt_tokens - self.held * BLOCK_TOKENS
+    def may_compute_alone(
+        self, columns: Columns, query: Query, short_tail_tokens: int, fetched: Figures | float = 0.0
+    ) -> Flags:
+        """Which decode ranks may compute what they lack of the prompt: they must, or it is but a short tail.
+
+        fetched: blocks that each would have from another rank.
+        """
+        uncached = query.num_prompt_tokens - (self.held + fetched) * BLOCK_TOKENS
         return self.must_compute_alone(columns, query) | (uncached <= short_tail_tokens)
 
 

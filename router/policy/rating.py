@@ -6,6 +6,8 @@ a decode rank that is handed the prompt
 a decode rank that computes the prompt itself
                               tokens ahead / speed + prompt / speed - credit + decode + pressure
 
+Less, for a rank that computes: what it saves to fetch a longer prefix first (`fetch`), counted as credit is.
+
 credit: the time that cached blocks save, halved by every `credit_half_life_s` of queue at their holder where others
 could compute them instead, so that one popular prefix does not draw all requests to one rank. decode: what the first
 `horizon_tokens` take in the company of the rank's other requests. pressure: pressure_s * k/(1-k), k the share of blocks
@@ -24,7 +26,8 @@ import numpy as np
 from baleen.blocks import BLOCK_TOKENS, blocks_for
 from router.policy.columns import Figures, Flags
 from router.policy.eligible import Eligible, eligible, speeds
-from router.policy.snapshot import Candidate, Parameters, Query, Snapshot, Terms
+from router.policy.fetch import best_offer, plan
+from router.policy.snapshot import Candidate, FetchPlan, Parameters, Query, Snapshot, Terms
 
 Way = Literal["prefill", "handed", "alone"]
 """What a rank would do: compute the whole blocks of the prompt for another, be handed them, or compute all itself."""
@@ -41,13 +44,15 @@ class Cost:
     compute_s: Figures
     first_token_s: Figures
     credit_s: Figures | float = 0.0
+    fetch_s: Figures | float = 0.0
     transfer_s: Figures | float = 0.0
     decode_s: Figures | float = 0.0
     pressure_s: Figures | float = 0.0
 
     def total_s(self) -> Figures:
         """What ranks are compared by."""
-        return self.queue_s + self.compute_s + self.credit_s + self.transfer_s + self.decode_s + self.pressure_s
+        spent_s = self.queue_s + self.compute_s + self.transfer_s + self.decode_s + self.pressure_s
+        return spent_s + self.credit_s + self.fetch_s
 
 
 _TERMS = tuple(field.name for field in fields(Terms))
@@ -56,8 +61,8 @@ _TERMS = tuple(field.name for field in fields(Terms))
 class Rating:
     """The cost of every rank for one request, in each way, worked out when it is first asked for."""
 
-    def __init__(self, snapshot: Snapshot, query: Query, parameters: Parameters) -> None:
-        """Raises NotReady and CapacityError, as `eligible`."""
+    def __init__(self, snapshot: Snapshot, query: Query, parameters: Parameters, *, fetches: bool = False) -> None:
+        """fetches: whether ranks may fetch from each other. Raises NotReady and CapacityError, as `eligible`."""
         self.ranks: Eligible = eligible(snapshot, query)
         self._snapshot = snapshot
         self._query = query
@@ -66,6 +71,8 @@ class Rating:
         self._speed = speeds(columns, columns.prefill_tokens_per_s, parameters.default_prefill_tokens_per_s)
         self._queue_s = columns.tokens_ahead / self._speed
         self._saved_s = self.ranks.held * BLOCK_TOKENS / self._speed
+        self._offer = best_offer(columns, self.ranks.held, self._speed, query, parameters) if fetches else None
+        self._gain_s: Figures | float = 0.0 if self._offer is None else self._offer.gain_s
 
     @cached_property
     def prefill(self) -> Cost:
@@ -75,7 +82,8 @@ class Rating:
             queue_s=self._queue_s,
             compute_s=compute_s,
             credit_s=-self._saved_s * self._decay,
-            first_token_s=self._queue_s + compute_s - self._saved_s,
+            fetch_s=-self._gain_s * self._decay,
+            first_token_s=self._queue_s + compute_s - self._saved_s - self._gain_s,
         )
 
     @cached_property
@@ -98,17 +106,18 @@ class Rating:
     def alone(self) -> Cost:
         """Of a decode rank that computes the prompt itself."""
         compute_s = self._query.num_prompt_tokens / self._speed
-        credit_s = -self._saved_s * self._decay
+        worth = self._decay
         if self.ranks.prefill.size:
             # only mixed ranks have rivals that could compute instead
-            credit_s = np.where(self._columns.is_mixed, credit_s, -self._saved_s)
+            worth = np.where(self._columns.is_mixed, worth, 1.0)
         return Cost(
             queue_s=self._queue_s,
             compute_s=compute_s,
-            credit_s=credit_s,
+            credit_s=-self._saved_s * worth,
+            fetch_s=-self._gain_s * worth,
             decode_s=self._decode_s,
             pressure_s=self._pressure_s,
-            first_token_s=self._queue_s + compute_s - self._saved_s,
+            first_token_s=self._queue_s + compute_s - self._saved_s - self._gain_s,
         )
 
     @cached_property
@@ -119,7 +128,8 @@ class Rating:
     @cached_property
     def may_alone(self) -> Flags:
         """Which decode ranks may compute the prompt themselves."""
-        return self.ranks.may_compute_alone(self._columns, self._query, self._parameters.short_tail_tokens)
+        fetched = 0.0 if self._offer is None else self._offer.fetched
+        return self.ranks.may_compute_alone(self._columns, self._query, self._parameters.short_tail_tokens, fetched)
 
     def candidate(self, position: int, way: Way) -> Candidate:
         """One rank and one way, to be shown."""
@@ -136,10 +146,15 @@ class Rating:
             first_token_s=_at(cost.first_token_s, position),
         )
 
+    def fetch(self, position: int) -> FetchPlan | None:
+        """What a rank is to fetch before it computes the prompt."""
+        return plan(self._snapshot, self._offer, position, float(self._speed[position]))
+
     @cached_property
     def _decay(self) -> Figures:
         decay = np.ones_like(self._queue_s)
-        holders = self.ranks.held.nonzero()[0]
+        saves = self.ranks.held + self._gain_s
+        holders = saves.nonzero()[0]
         half_lives = (self._queue_s[holders] / self._parameters.credit_half_life_s).tolist()
         decay[holders] = [math.pow(0.5, number) for number in half_lives]
         return decay

@@ -93,7 +93,8 @@ class Query:
     """One request as policies see it.
 
     cached_blocks: leading blocks of the prompt that each rank holds, as far as the index knows. seed: chooses among
-    near ties. turn: counts the requests of this router, for `round_robin`.
+    near ties. turn: counts the requests of this router, for `round_robin`. no_fetch: ranks that nothing is to be
+    fetched from. transfer_bytes_per_s: of fetches, as measured; 0: not yet.
     """
 
     request_id: str
@@ -102,6 +103,8 @@ class Query:
     cached_blocks: Mapping[Incarnation, int] = field(default_factory=dict)
     seed: int = 0
     turn: int = 0
+    no_fetch: frozenset[Incarnation] = frozenset()
+    transfer_bytes_per_s: float = 0.0
 
     @property
     def shareable(self) -> int:
@@ -133,8 +136,9 @@ class Parameters:
     near_tie: ranks whose cost is within this share of the best are equal, and chance decides; so are differences below
     near_tie_s. pressure_s: weight of k/(1-k), k the share of blocks in use. credit_half_life_s: a queue of this length
     halves the credit for a cached prefix. horizon_tokens: output tokens whose time is counted. handoff_s: what a move
-    costs apart from its bytes. block_bytes and transfer_bytes_per_s: size and speed of a transfer. The default speeds
-    are for ranks of which nothing is measured, nor of any other rank of their pool.
+    costs apart from its bytes. block_bytes and transfer_bytes_per_s: size and speed of a transfer. fetch: whether a
+    rank may get a longer prefix from another before it computes the rest. The default speeds are for ranks of which
+    nothing is measured, nor of any other rank of their pool.
     """
 
     short_tail_tokens: int = 256
@@ -146,17 +150,19 @@ class Parameters:
     handoff_s: float = 0.01
     block_bytes: int = 3_100_000
     transfer_bytes_per_s: float = 1e9
+    fetch: bool = True
     default_prefill_tokens_per_s: float = 1000.0
     default_decode_tokens_per_s: float = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The parts of a rank's cost, in seconds; `credit_s` is at most 0."""
+    """The parts of a rank's cost, in seconds; `credit_s` and `fetch_s`, what is saved by a fetch, are at most 0."""
 
     queue_s: float = 0.0
     compute_s: float = 0.0
     credit_s: float = 0.0
+    fetch_s: float = 0.0
     transfer_s: float = 0.0
     decode_s: float = 0.0
     pressure_s: float = 0.0
@@ -164,7 +170,8 @@ class Terms:
     @property
     def total_s(self) -> float:
         """What ranks are compared by."""
-        return self.queue_s + self.compute_s + self.credit_s + self.transfer_s + self.decode_s + self.pressure_s
+        spent_s = self.queue_s + self.compute_s + self.transfer_s + self.decode_s + self.pressure_s
+        return spent_s + self.credit_s + self.fetch_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +192,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchPlan:
+    """What the rank that computes the prompt is to get from another first.
+
+    num_blocks: leading blocks of the prompt that the holder has. num_fetched: of these, those that the other lacks.
+    gain_s: time that it saves. compute_s: time in which they could be computed instead.
+    """
+
+    holder: Incarnation
+    num_blocks: int
+    num_fetched: int
+    gain_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Who serves a request. prefill is None where the decode rank computes all that it lacks.
 
     candidates: the chosen ones. has_room: both halves have it now. first_token_s: predicted time to the first token.
+    fetch: for the prefill rank, or without one for the decode rank; None: nothing.
     """
 
     request_id: str
@@ -199,6 +222,7 @@ class Decision:
     first_token_s: float
     candidates: tuple[Candidate, ...]
     reason: str
+    fetch: FetchPlan | None = None
 
     @property
     def expected_hits(self) -> dict[str, int]:

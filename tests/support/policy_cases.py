@@ -40,4 +40,6 @@ def cases(draw, most_ranks=8):
         cached_blocks=cached,
         seed=draw(st.integers(0, 2**32)),
         turn=draw(st.integers(0, 100)),
+        no_fetch=frozenset(rank.incarnation for rank in views if draw(st.integers(0, 3)) == 0),
+        transfer_bytes_per_s=draw(st.sampled_from([0.0, 1e7, 1e9])),
     )

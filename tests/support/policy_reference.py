@@ -13,12 +13,17 @@ from router.policy.snapshot import Parameters, Query, RankView, Snapshot
 
 @dataclass(frozen=True)
 class ReferenceChoice:
-    """costs: of every candidate by (is it for the prefill half, rank); a decode rank's without its prefill rank's."""
+    """costs: of every candidate by (is it for the prefill half, rank); a decode rank's without its prefill rank's.
+
+    fetched: blocks that whoever computes is to fetch, from `holders`.
+    """
 
     prefill: str | None
     decode: str
     first_token_s: float
     costs: dict[tuple[bool, str], float]
+    fetched: int
+    holders: set[str]
 
 
 def reference_choice(snapshot: Snapshot, query: Query, parameters: Parameters) -> ReferenceChoice | None:
@@ -40,7 +45,8 @@ def reference_choice(snapshot: Snapshot, query: Query, parameters: Parameters) -
         alone_cost, alone_first = sums.alone(rank, has_rivals=rank.role == "mixed" or not prefill)
         handed_cost, handed_first = sums.handed(rank)
         with_source = handed_cost + min((cost for cost, _, _ in sources), default=0.0)
-        if must or (query.uncached(rank) <= parameters.short_tail_tokens and alone_cost <= with_source):
+        uncached = query.uncached(rank) - 64 * sums.fetched(rank)
+        if must or (uncached <= parameters.short_tail_tokens and alone_cost <= with_source):
             ways.append((alone_cost, rank, True, alone_first))
             costs[False, rank.incarnation] = alone_cost
         else:
@@ -49,10 +55,11 @@ def reference_choice(snapshot: Snapshot, query: Query, parameters: Parameters) -
     near = [way for way in ways if way[0] <= _limit([cost for cost, *_ in ways], parameters)]
     _, chosen, alone, first_s = min(near, key=lambda way: chance(query, way[1]))
     if alone:
-        return ReferenceChoice(None, chosen.incarnation, first_s, costs)
+        return ReferenceChoice(None, chosen.incarnation, first_s, costs, sums.fetched(chosen), sums.holders())
     tied = [source for source in sources if source[0] <= _limit([cost for cost, *_ in sources], parameters)]
     _, source_first_s, source = min(tied, key=lambda rated: chance(query, rated[2]))
-    return ReferenceChoice(source.incarnation, chosen.incarnation, first_s + source_first_s, costs)
+    fetched, first_s = sums.fetched(source), first_s + source_first_s
+    return ReferenceChoice(source.incarnation, chosen.incarnation, first_s, costs, fetched, sums.holders())
 
 
 def can_prefill(rank: RankView, query: Query) -> bool:
@@ -85,12 +92,14 @@ class _Sums:
     def prefill(self, rank: RankView) -> tuple[float, float]:
         speed, query = self._speed(rank, "prefill"), self._query
         queue, compute, saved = rank.tokens_ahead / speed, query.shareable * 64 / speed, query.held(rank) * 64 / speed
+        saved += self.gain(rank)
         return queue + compute - saved * self._decay(queue), queue + compute - saved
 
     def alone(self, rank: RankView, *, has_rivals: bool) -> tuple[float, float]:
         speed, query = self._speed(rank, "prefill"), self._query
         queue, saved = rank.tokens_ahead / speed, query.held(rank) * 64 / speed
         compute = query.num_prompt_tokens / speed
+        saved += self.gain(rank)
         credit = saved * (self._decay(queue) if has_rivals else 1.0)
         return queue + compute - credit + self._decoding(rank) + self._pressure(rank), queue + compute - saved
 
@@ -102,6 +111,32 @@ class _Sums:
         transfer = parameters.handoff_s + num_bytes / parameters.transfer_bytes_per_s
         first = queue + compute + transfer
         return first + self._decoding(rank) + self._pressure(rank), first
+
+    def gain(self, rank: RankView) -> float:
+        """Seconds saved by fetching all that the best holder has more than this rank, if that saves any."""
+        parameters = self._parameters
+        num_blocks = self._longest() - self._query.held(rank)
+        if not parameters.fetch or num_blocks <= 0:
+            return 0.0
+        speed = self._query.transfer_bytes_per_s or parameters.transfer_bytes_per_s
+        moving = parameters.handoff_s + num_blocks * parameters.block_bytes / speed
+        return max(0.0, num_blocks * 64 / self._speed(rank, "prefill") - moving)
+
+    def fetched(self, rank: RankView) -> int:
+        return self._longest() - self._query.held(rank) if self.gain(rank) else 0
+
+    def holders(self) -> set[str]:
+        """Ranks that hold the longest prefix and, of those, have the fewest requests."""
+        able = [rank for rank in self._able() if self._query.held(rank) == self._longest()]
+        fewest = min((rank.num_requests for rank in able), default=0)
+        return {rank.incarnation for rank in able if rank.num_requests == fewest}
+
+    def _able(self) -> list[RankView]:
+        barred = self._query.no_fetch
+        return [rank for rank in self._snapshot.ranks if not rank.draining and rank.incarnation not in barred]
+
+    def _longest(self) -> int:
+        return max((self._query.held(rank) for rank in self._able()), default=0)
 
     def _decay(self, queue_s: float) -> float:
         return math.pow(0.5, queue_s / self._parameters.credit_half_life_s)

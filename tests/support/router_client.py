@@ -141,7 +141,8 @@ def in_turn(ranks: Sequence[FakeRank]) -> list[FakeRank]:
 def held_tickets(rank: FakeRank) -> set[str]:
     """Reservations that nobody used or gave back."""
     given = {f"ticket-{number + 1}" for number in range(len(rank.reserves))}
-    return given - set(rank.released) - {submit.ticket for submit in rank.submits}
+    used = {message.ticket for message in (*rank.submits, *rank.prefills)}
+    return given - set(rank.released) - used
 
 
 async def at_rest(*ranks: FakeRank) -> None:

@@ -4,7 +4,10 @@ import pytest
 
 from router.policy.cost import candidates, choose
 from router.policy.snapshot import Parameters
-from tests.support.ranks import PARAMETERS, query, snapshot, view
+from tests.support.ranks import query, snapshot, view
+
+PARAMETERS = Parameters(fetch=False)
+"""What fetches change has a page of its own."""
 
 PREFILL_AND_DECODE = snapshot(view("p0", "prefill"), view("p1", "prefill"), view("d0"), view("d1"))
 

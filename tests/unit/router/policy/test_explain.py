@@ -7,7 +7,10 @@ import pytest
 from baleen.errors import UnknownName
 from router.policy import cost
 from router.policy.explain import Explainer
-from tests.support.ranks import PARAMETERS, query, snapshot, view
+from router.policy.snapshot import Parameters
+from tests.support.ranks import query, snapshot, view
+
+PARAMETERS = Parameters(fetch=False)
 
 
 def decide(explainer, ranks, question):

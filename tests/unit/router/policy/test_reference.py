@@ -13,7 +13,11 @@ from tests.support.policy_cases import cases
 from tests.support.policy_reference import reference_choice
 from tests.support.ranks import PARAMETERS, query, snapshot, view
 
-PARAMETER_SETS = (PARAMETERS, Parameters(near_tie=0.0, near_tie_s=0.0), Parameters(short_tail_tokens=0, near_tie=0.5))
+PARAMETER_SETS = (
+    PARAMETERS,
+    Parameters(near_tie=0.0, near_tie_s=0.0),
+    Parameters(short_tail_tokens=0, near_tie=0.5, fetch=False),
+)
 
 
 @settings(max_examples=200)
@@ -28,6 +32,11 @@ def test_every_decision_is_the_reference_s(case, parameters):
     decision = choose(ranks, question, parameters)
     assert (decision.prefill, decision.decode) == (expected.prefill, expected.decode)
     assert decision.first_token_s == pytest.approx(expected.first_token_s, rel=1e-12)
+    if decision.fetch is None:
+        assert expected.fetched == 0
+    else:
+        assert decision.fetch.num_fetched == expected.fetched > 0
+        assert decision.fetch.holder in expected.holders
     costs = {
         (candidate.half == "prefill", candidate.incarnation): candidate.terms.total_s
         for candidate in candidates(ranks, question, parameters)
