@@ -12,6 +12,7 @@ from typing import Literal
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role, TraceConfig
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
+from baleen.tls_config import TlsConfig
 
 Strategy = Literal["pack", "strict_pack", "spread", "strict_spread"]
 Auth = Literal["token", "disabled"]
@@ -201,6 +202,7 @@ class ClusterConfig:
     """Everything that `baleen up` builds.
 
     model None: a small checkpoint, made on first use. model_name: as clients know it; empty: the name of its directory.
+    tls: between routers and ranks, and of transfers; not of clients, nor of what the ranks of a group exchange.
     """
 
     name: str = "default"
@@ -212,6 +214,7 @@ class ClusterConfig:
     ray: RayConfig = field(default_factory=RayConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError on pools that together cannot serve a request, or share a name."""

@@ -47,7 +47,10 @@ def _at(folder: Path, config: ClusterConfig) -> ClusterConfig:
     model = config.model and replace(config.model, path=str(folder / config.model.path))
     files = {name: getattr(config.redis, name) for name in ("password_file", "ca_file", "cert_file", "key_file")}
     found = {name: str(folder / value) for name, value in files.items() if value}
-    return replace(config, model=model, redis=replace(config.redis, **found))
+    tls = config.tls
+    if tls.enabled:
+        tls = replace(tls, **{name: str(folder / getattr(tls, name)) for name in ("ca_file", "cert_file", "key_file")})
+    return replace(config, model=model, redis=replace(config.redis, **found), tls=tls)
 
 
 def cluster_from_dict(raw: object) -> ClusterConfig:

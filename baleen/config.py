@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
+from baleen.tls_config import TlsConfig
 
 ComputeDtype = Literal["float32", "bfloat16"]
 CacheDtype = Literal["float32", "bfloat16", "float8"]
@@ -225,7 +226,10 @@ class TraceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankConfig:
-    """Everything that one rank process needs to know. log_level: the least that goes to its log."""
+    """Everything that one rank process needs to know.
+
+    tls: of its gRPC server and of transfers. log_level: the least that goes to its log.
+    """
 
     model: ModelConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -233,6 +237,7 @@ class RankConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     traces: TraceConfig = field(default_factory=TraceConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

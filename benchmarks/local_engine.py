@@ -17,6 +17,7 @@ from baleen.clock import SystemClock
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, RankConfig
 from baleen.ids import RequestId, new_incarnation
 from baleen.sampling import SamplingParams
+from baleen.telemetry import Log
 from workers import startup
 from workers.engine.submission import expand_submission
 from workers.model.make_checkpoint import CheckpointRecipe, make_checkpoint
@@ -94,7 +95,7 @@ class LocalEngine:
         clock = SystemClock()
         timeline = startup.Timeline(clock)
         group = startup.join(config, timeline, on_end=print, clock=clock, incarnation=new_incarnation())
-        local = cls(startup.load(config, group, timeline, clock=clock))
+        local = cls(startup.load(config, group, timeline, clock=clock, log=Log("off")))
         local._time_forward()
         return local
 

@@ -33,6 +33,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
             timeouts=config.group,
             telemetry=config.telemetry,
             redis=redis,
+            tls=config.tls,
             local_host=local_host,
             log_directory=log_directory,
         )
@@ -74,4 +75,5 @@ def router_config(config: ClusterConfig, model: ModelConfig, *, redis: RedisConf
         max_queued=config.router.max_queued,
         drain_timeout_s=config.group.drain_timeout_s,
         traces=config.telemetry.traces,
+        tls=config.tls,
     )

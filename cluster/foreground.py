@@ -82,7 +82,13 @@ class Foreground:
         self._undo.callback(end_marked, directory, HELPERS_PATIENCE_S)
         logs = directory / "logs"
         logs.mkdir()
-        self._note(state_file, routers=config.router.addresses, redis=config.redis, directory=str(directory))
+        self._note(
+            state_file,
+            routers=config.router.addresses,
+            redis=config.redis,
+            tls=config.tls,
+            directory=str(directory),
+        )
         model = config.model or ModelConfig(path=str(default_checkpoint()))
         if config.redis.url:
             check_redis(config.redis, config.name)

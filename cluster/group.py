@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from baleen.errors import BaleenError, EpochEnded
 from baleen.ids import Epoch, new_epoch
 from baleen.redis_config import RedisConfig
 from baleen.telemetry import Log, write_stderr
+from baleen.tls_config import TlsConfig
 from cluster.local_group import end_of_group
 from cluster.rank_launcher import KILL_AFTER_S, RankEnd
 from cluster.rank_query import ask_rank
@@ -79,6 +80,7 @@ class GroupPlan:
     timeouts: GroupConfig
     telemetry: TelemetryConfig
     redis: RedisConfig
+    tls: TlsConfig = field(default_factory=TlsConfig)
     local_host: str = ""
     log_directory: str = ""
 
@@ -180,6 +182,7 @@ class RankGroup:
                     cluster=plan.cluster,
                     metrics_listen=f"{host}:0" if plan.telemetry.rank_metrics else "",
                 ),
+                tls=plan.tls,
             )
             for rank, host in zip(self._ranks, hosts, strict=True)
         ]
@@ -249,7 +252,7 @@ class GroupReplica:
         """For Serve, of a pool that scales: the fields of a GroupLoad, or nothing while a rank cannot be asked."""
         if self._group is None:
             return {}
-        answers = await asyncio.gather(*(ask_rank(ready.address) for ready in self._group.ready))
+        answers = await asyncio.gather(*(ask_rank(ready.address, tls=self._plan.tls) for ready in self._group.ready))
         if any(answer.error is not None for answer in answers):
             return {}
         pool = self._plan.pool

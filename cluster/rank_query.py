@@ -9,6 +9,7 @@ from typing import Any
 import grpc.aio
 
 from baleen.reports import Load
+from baleen.tls_config import TlsConfig
 from baleen.v1 import worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
 from baleen.wire.reports import load_from_proto
@@ -31,9 +32,9 @@ class RankAnswer:
     error: str | None = None
 
 
-async def ask_rank(address: str) -> RankAnswer:
+async def ask_rank(address: str, *, tls: TlsConfig | None = None) -> RankAnswer:
     """Ask the rank at `address`; what goes wrong stands in the answer."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls=tls) as channel:
         stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
         # without an iterator of requests, they are written one by one
         call = stub.Session()

@@ -13,6 +13,7 @@ from types import TracebackType
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
+from baleen.tls_config import TlsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class RunState:
     routers: tuple[str, ...] = ()
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     redis: RedisConfig = field(default_factory=RedisConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     directory: str = ""
 
 
@@ -130,4 +132,6 @@ def _parse(raw: object) -> RunState:
     values = {name: value for name, value in raw.items() if name in known}
     groups = {pool: (int(running), int(wanted)) for pool, (running, wanted) in values.get("groups", {}).items()}
     redis = from_dict(RedisConfig, values.get("redis", {}), key="redis")
-    return RunState(**{**values, "routers": tuple(values.get("routers", ())), "groups": groups, "redis": redis})
+    tls = from_dict(TlsConfig, values.get("tls", {}), key="tls")
+    routers = tuple(values.get("routers", ()))
+    return RunState(**{**values, "routers": routers, "groups": groups, "redis": redis, "tls": tls})

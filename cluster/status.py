@@ -15,6 +15,7 @@ from baleen.errors import BaleenError
 from baleen.ids import Incarnation
 from baleen.redis_config import RedisConfig
 from baleen.reports import Load, RankInfo
+from baleen.tls_config import TlsConfig
 from baleen.v1 import router_pb2, router_pb2_grpc, worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
 from cluster.rank_query import ASK_TIMEOUT_S, ask_rank
@@ -105,7 +106,7 @@ async def cluster_status(state: RunState) -> ClusterStatus:
         infos = sorted(found.values(), key=lambda info: (info.pool, info.group, info.rank, info.incarnation))
     except BaleenError as error:
         redis_error = str(error)
-    ranks = await asyncio.gather(*(_rank_status(info) for info in infos))
+    ranks = await asyncio.gather(*(_rank_status(info, state.tls) for info in infos))
     return ClusterStatus(
         name=state.name,
         routers=dict(zip(state.routers, await routers, strict=True)),
@@ -115,7 +116,15 @@ async def cluster_status(state: RunState) -> ClusterStatus:
     )
 
 
-async def drain_group(cluster: str, redis: RedisConfig, group: str, reason: str, timeout_s: float | None) -> int:
+async def drain_group(
+    cluster: str,
+    redis: RedisConfig,
+    group: str,
+    reason: str,
+    timeout_s: float | None,
+    *,
+    tls: TlsConfig | None = None,
+) -> int:
     """Tell all ranks of a group to finish and leave; returns their number.
 
     Raises BaleenError if no rank of that group has a lease, or one does not answer.
@@ -125,12 +134,12 @@ async def drain_group(cluster: str, redis: RedisConfig, group: str, reason: str,
     if not ranks:
         present = ", ".join(sorted({info.group for info in found.values()})) or "none"
         raise BaleenError(f"no rank of group {group!r} has a lease; groups: {present}")
-    await asyncio.gather(*(_drain(info, reason, timeout_s) for info in ranks))
+    await asyncio.gather(*(_drain(info, reason, timeout_s, tls) for info in ranks))
     return len(ranks)
 
 
-async def _drain(info: RankInfo, reason: str, timeout_s: float | None) -> None:
-    async with open_channel(info.address) as channel:
+async def _drain(info: RankInfo, reason: str, timeout_s: float | None, tls: TlsConfig | None) -> None:
+    async with open_channel(info.address, tls=tls) as channel:
         request = worker_pb2.DrainRequest(reason=reason)
         if timeout_s is not None:
             request.timeout_s = timeout_s
@@ -140,8 +149,8 @@ async def _drain(info: RankInfo, reason: str, timeout_s: float | None) -> None:
             raise BaleenError(f"rank {info.rank} of {info.group} at {info.address}: {error.details()}") from error
 
 
-async def _rank_status(info: RankInfo) -> RankStatus:
-    answer = await ask_rank(info.address)
+async def _rank_status(info: RankInfo, tls: TlsConfig | None) -> RankStatus:
+    answer = await ask_rank(info.address, tls=tls)
     return RankStatus(
         info=info,
         load=answer.load,

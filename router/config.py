@@ -12,6 +12,7 @@ from baleen.config import Level, TraceConfig
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
+from baleen.tls_config import TlsConfig
 from router.policy.snapshot import Parameters
 from router.proxy import ProxyLimits
 from router.session import SessionTimes
@@ -32,7 +33,8 @@ class RouterProcessConfig:
     model_name: as clients know it. slo_first_token_s: a request that cannot have its first token in this time is
     refused at once; 0 never. max_deadline_s: of requests that have none, and the most. retry_share: tries after a
     failure per request in the long run; retry_reserve: in store. quarantine_s: how long a request that killed ranks is
-    kept out. drain_timeout_s: time for running requests once the router is told to leave.
+    kept out. drain_timeout_s: time for running requests once the router is told to leave. tls: of connections to ranks;
+    clients are answered in the clear.
     """
 
     listen: str = "127.0.0.1:9000"
@@ -54,6 +56,7 @@ class RouterProcessConfig:
     limits: ProxyLimits = field(default_factory=ProxyLimits)
     session: SessionTimes = field(default_factory=SessionTimes)
     traces: TraceConfig = field(default_factory=TraceConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

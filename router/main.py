@@ -68,7 +68,12 @@ class Router:
             clock,
         )
         self._sessions = RankSessions(
-            self._members, clock, self._log, config.session, on_change=admission.capacity_changed
+            self._members,
+            clock,
+            self._log,
+            config.session,
+            on_change=admission.capacity_changed,
+            tls=config.tls,
         )
         self._index: PrefixIndex | None = None
         if config.redis.url:

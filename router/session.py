@@ -14,6 +14,7 @@ from baleen.clock import Clock
 from baleen.errors import BaleenError, NotReady
 from baleen.ids import Incarnation, RequestId
 from baleen.reports import Load, RankInfo
+from baleen.tls_config import TlsConfig
 from baleen.v1 import worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import SESSION_KEY, open_channel
 from baleen.wire.errors import error_from_failure, error_from_rpc
@@ -60,6 +61,7 @@ class RankSession:
         clock: Clock,
         times: SessionTimes,
         on_load: Callable[[RankInfo, Load], None],
+        tls: TlsConfig | None = None,
     ) -> None:
         """expected: the life of the rank that must answer there; None takes whichever does."""
         self.address = address
@@ -68,6 +70,7 @@ class RankSession:
         self._clock = clock
         self._times = times
         self._on_load = on_load
+        self._tls = tls
         self._mailboxes: dict[RequestId, Mailbox] = {}
         # what is reserved under this name ends with the session, should this router not live to release it
         self._metadata = ((SESSION_KEY, secrets.token_hex(8)),)
@@ -91,7 +94,7 @@ class RankSession:
     async def run(self, on_open: Callable[[], None]) -> str:
         """Open the stream and read it until it ends; returns why it did. Every request on it is told."""
         cause = "the router closed the session"
-        self._channel = open_channel(self.address)
+        self._channel = open_channel(self.address, tls=self._tls)
         try:
             self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
             await self._follow(self._stub, on_open)

@@ -10,6 +10,7 @@ from baleen.clock import Clock
 from baleen.ids import Incarnation
 from baleen.reports import Load, RankInfo
 from baleen.telemetry import Log
+from baleen.tls_config import TlsConfig
 from router.members import Changes, Members
 from router.session import RankSession, SessionTimes
 
@@ -36,6 +37,7 @@ class RankSessions:
         times: SessionTimes | None = None,
         *,
         on_change: Callable[[], None] = lambda: None,
+        tls: TlsConfig | None = None,
     ) -> None:
         """on_change: called whenever a rank was found, lost, or has reported."""
         self._members = members
@@ -43,6 +45,7 @@ class RankSessions:
         self._log = log
         self._times = times or SessionTimes()
         self._on_change = on_change
+        self._tls = tls
         self._lines: dict[str, _Line] = {}
         self._open: dict[Incarnation, RankSession] = {}
         self._waiters: set[asyncio.Future[None]] = set()
@@ -80,7 +83,12 @@ class RankSessions:
             # once around at least: the line is entered right after this task was made
             while True:
                 session = RankSession(
-                    address, expected=expected, clock=self._clock, times=self._times, on_load=self._note_load
+                    address,
+                    expected=expected,
+                    clock=self._clock,
+                    times=self._times,
+                    on_load=self._note_load,
+                    tls=self._tls,
                 )
                 try:
                     cause = await session.run(lambda session=session: self._opened(session))  # type: ignore[misc]

@@ -108,6 +108,7 @@ class RankProcess:
             drain=self._lifecycle.stop,
             clock=self._clock,
             log=self._log,
+            tls=self._config.tls,
             stall_s=max(self._config.parallel.collective_timeout_s, 3 * IDLE_WAIT_S),
         )
         listens = self._server.start()
@@ -143,7 +144,7 @@ class RankProcess:
             incarnation=self._incarnation,
         )
         self._lifecycle.joined(group)
-        engine = startup.load(self._config, group, timeline, clock=self._clock)
+        engine = startup.load(self._config, group, timeline, clock=self._clock, log=self._log)
         info = self._info(engine)
         announcer, feed = self._open_announcer(engine, info)
         tracing = self._open_tracing()
@@ -230,6 +231,7 @@ class RankProcess:
             "ready",
             blocks=self._config.cache.num_blocks,
             model=engine.fingerprint.hex(),
+            transport=info.transport or "none",
             **{f"{name.replace(' ', '_')}_s": seconds for name, seconds in timeline.parts},
         )
         if self._server is not None:

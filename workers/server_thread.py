@@ -20,6 +20,7 @@ from baleen.loop_lag import watch_lag
 from baleen.metrics import histogram
 from baleen.reports import RankInfo
 from baleen.telemetry import Log
+from baleen.tls_config import TlsConfig
 from baleen.v1 import worker_pb2_grpc
 from baleen.wire.serving import Health, listen, new_server
 from workers.engine.inbox import Inbox
@@ -46,6 +47,7 @@ class RankServer:
         clock: Clock,
         log: Log,
         stall_s: float,
+        tls: TlsConfig | None = None,
     ) -> None:
         """Nothing listens before `start`. stall_s: a step loop that stays in one phase for longer is not healthy."""
         # the core's own lines would stand between those of the rank's log
@@ -57,6 +59,7 @@ class RankServer:
         self._stall_s = stall_s
         self._clock = clock
         self.lag = histogram("event_loop_lag_seconds")
+        self._tls = tls or TlsConfig()
         self._servicer = WorkerServicer(inbox, health=health, drain=drain, clock=clock)
         self._started: Future[str] = Future()
         self._loop = asyncio.new_event_loop()
@@ -126,7 +129,7 @@ class RankServer:
     async def _serve(self) -> None:
         server, states = new_server(SERVICE)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self._servicer, server)
-        address = listen(server, self._address)
+        address = listen(server, self._address, self._tls)
         await states.set_all(False)
         await server.start()
         self._started.set_result(address)

@@ -13,6 +13,7 @@ from baleen.config import RankConfig
 from baleen.errors import ConfigError
 from baleen.ids import Incarnation
 from baleen.model_spec import ModelSpec
+from baleen.telemetry import Log
 from workers.cache.blocks import BlockCache
 from workers.cache.tensors import CacheBytes
 from workers.engine.scheduler import Scheduler
@@ -23,6 +24,7 @@ from workers.parallel.group import Group
 from workers.parallel.join import open_group
 from workers.transfer.moves import Moves
 from workers.transfer.tcp import TcpTransport
+from workers.transfer.tls import Tls
 
 READY_TIMEOUT_S = 24 * 3600.0
 """Longest wait for the other ranks to load; a rank that dies or stops meanwhile is noticed by its heartbeat."""
@@ -79,7 +81,7 @@ def join(
         return open_group(config.parallel, on_end, clock=clock, incarnation=incarnation)
 
 
-def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) -> Engine:
+def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, log: Log) -> Engine:
     """Load the weights, allocate the cache and warm up, together with the group's other ranks.
 
     Raises CheckpointError, ConfigError, EpochEnded.
@@ -111,7 +113,7 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) 
     group.await_all("warm", READY_TIMEOUT_S)
     moves = Moves(
         blocks,
-        _open_transport(config, runner, weights.fingerprint, record_format),
+        _open_transport(config, runner, weights.fingerprint, record_format, log),
         clock,
         fingerprint=fingerprint,
         prefix_cache=config.cache.prefix_cache,
@@ -119,7 +121,9 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock) 
     return Engine(weights.spec, weights.fingerprint, fingerprint, max_context, scheduler, runner, moves)
 
 
-def _open_transport(config: RankConfig, runner: Runner, fingerprint: bytes, record_format: str) -> TcpTransport | None:
+def _open_transport(
+    config: RankConfig, runner: Runner, fingerprint: bytes, record_format: str, log: Log
+) -> TcpTransport | None:
     """Listen for transfers, if routers can reach this rank. Raises ConfigError where that is impossible."""
     serve = config.serve
     if not serve.listen:
@@ -133,6 +137,8 @@ def _open_transport(config: RankConfig, runner: Runner, fingerprint: bytes, reco
             fingerprint.hex(),
             port=int(port or 0),
             advertise=serve.transfer_advertise,
+            tls=Tls.open(config.tls),
+            log=log,
         )
     except OSError as error:
         name = "serve.transfer_listen" if serve.transfer_listen else "parallel.host"

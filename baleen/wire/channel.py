@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc.aio
 
+from baleen.tls_config import TlsConfig
+
 MAX_MESSAGE_BYTES = 64 << 20
 """A prompt of 160,000 tokens is half a megabyte."""
 
@@ -44,6 +46,16 @@ CHANNEL_OPTIONS: Options = (
 )
 
 
-def open_channel(address: str, *extra: tuple[str, int]) -> grpc.aio.Channel:
-    """A channel to `host:port`; it connects when it is first used. `extra`: options beside CHANNEL_OPTIONS."""
-    return grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *extra])
+def open_channel(address: str, *extra: tuple[str, int], tls: TlsConfig | None = None) -> grpc.aio.Channel:
+    """A channel to `host:port`; it connects when it is first used. `extra`: options beside CHANNEL_OPTIONS.
+
+    tls: of peers inside the cluster. Raises ConfigError if one of its files cannot be used.
+    """
+    options: list[tuple[str, int | str]] = [*CHANNEL_OPTIONS, *extra]
+    if tls is None or not tls.enabled:
+        return grpc.aio.insecure_channel(address, options=options)
+    ca, cert, key = tls.pem()
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from baleen.errors import ConfigError
+from baleen.tls_config import TlsConfig
 from baleen.wire.channel import SERVER_OPTIONS
 
 
@@ -47,10 +48,15 @@ def new_server(*services: str) -> tuple[grpc.aio.Server, Health]:
     return server, states
 
 
-def listen(server: grpc.aio.Server, address: str) -> str:
-    """Take `host:port`; returns it with the real port. Raises ConfigError if it cannot be had."""
+def listen(server: grpc.aio.Server, address: str, tls: TlsConfig) -> str:
+    """Take `host:port`; returns it with the real port. Raises ConfigError if it, or a file of `tls`, cannot be had."""
     try:
-        port = server.add_insecure_port(address)
+        if tls.enabled:
+            ca, cert, key = tls.pem()
+            credentials = grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+            port = server.add_secure_port(address, credentials)
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(f"{address} cannot be listened on: it is in use, or no address of this machine") from error
     return f"{address.rpartition(':')[0]}:{port}"

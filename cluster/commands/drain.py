@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     if args.timeout is not None and not args.timeout >= 0:
         raise ConfigError(f"--timeout is {args.timeout:g}, must be at least 0")
     state = find_running(args.name)
-    count = asyncio.run(drain_group(state.name, state.redis, args.group, "told to drain by an operator", args.timeout))
+    count = asyncio.run(
+        drain_group(state.name, state.redis, args.group, "told to drain by an operator", args.timeout, tls=state.tls)
+    )
     sys.stdout.write(f"{args.group}: {count} ranks take no new requests and leave when theirs have ended\n")
     return os.EX_OK

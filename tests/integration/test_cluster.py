@@ -71,7 +71,7 @@ def test_the_golden_tokens_come_through_both_pools_cold_and_cached(seen):
     # the tokens were compared where they came; the longest prompt is prefilled elsewhere by the default policy
     by_length = {case["prompt"]: case for case in seen["golden"]["cold"]}
     assert sorted(by_length) == [5, 64, 130, 300]
-    assert (by_length[300]["pushed"], by_length[300]["cached"]) == (256, 256)
+    assert (by_length[300]["chosen"], by_length[300]["cached"]) == (2, 0)
     assert seen["golden"]["warm"][-1]["cached"] == 256
 
 

@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 import re
 import secrets
+import urllib.request
 from dataclasses import dataclass
 
+import grpc
 import pytest
 
 from baleen.blocks import chain_hashes, root_hash, shareable_blocks
 from baleen.clock import SystemClock
-from baleen.v1 import common_pb2
+from baleen.redis_config import RedisConfig
+from baleen.tls_config import TlsConfig
+from baleen.v1 import common_pb2, worker_pb2, worker_pb2_grpc
+from baleen.wire.channel import open_channel
 from router.breaker import Breaker
 from router.index import PrefixIndex, open_client
+from tests.support.certificates import Authority, tls_config
 from tests.support.cluster_processes import CLUSTER, GroupPlan, running_cluster
 from tests.support.golden_client import golden_client
 from tests.support.models import golden_cases, make_golden_checkpoint
@@ -25,6 +31,8 @@ NO_SHORT_CUT = {"short_tail_tokens": 0}
 BY_PREFIX = {**NO_SHORT_CUT, "near_tie": 0.0, "near_tie_s": 0.0, "horizon_tokens": 0, "pressure_s": 0.0}
 """What a rank holds decides, not how fast and how full it happens to be."""
 SMALL_POOL = 8
+BLOCK_BYTES = 3 * 64 * (512 + 64 + 128) * 4
+"""Of both models: three layers of float32 latents, rotated keys and index keys."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Topology:
     decode: int
     policy: str
     golden: str
+    tls: bool = False
 
     @property
     def groups(self):
@@ -53,7 +62,7 @@ class Topology:
 TOPOLOGIES = {
     "1+2": Topology(1, 2, "round_robin", "dev_bf16.golden"),
     "2+1": Topology(2, 1, "round_robin", "dev_fp8.golden"),
-    "2+2": Topology(2, 2, "cost", "dev_bf16.golden"),
+    "2+2": Topology(2, 2, "cost", "dev_bf16.golden", tls=True),
     "mixed": Topology(0, 2, "cost", "dev_fp8.golden"),
 }
 
@@ -67,12 +76,15 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="module", params=TOPOLOGIES)
 def cluster(request, checkpoints, tmp_path_factory):
     topology = TOPOLOGIES[request.param]
+    directory = tmp_path_factory.mktemp("cluster")
+    tls = tls_config(Authority(directory), "member", "127.0.0.1") if topology.tls else TlsConfig()
     with running_cluster(
-        tmp_path_factory.mktemp("cluster"),
+        directory,
         checkpoints[topology.golden],
         topology.groups,
         policy=topology.policy,
         parameters=BY_PREFIX,
+        tls=tls,
     ) as running:
         yield topology, running
 
@@ -85,13 +97,27 @@ def shared_tokens(case):
     return shareable_blocks(len(case["prompt"])) * 64
 
 
+async def bytes_in(running):
+    """What the decode ranks have taken from other ranks so far, by their own count."""
+    async with contextlib.aclosing(open_client(RedisConfig(url=running.redis_url))) as client:
+        infos = (await PrefixIndex(client, CLUSTER, Breaker(SystemClock())).members()).values()
+    total = 0.0
+    for address in (info.metrics_address for info in infos if info.role != "prefill"):
+        page = await asyncio.to_thread(
+            lambda url: urllib.request.urlopen(url, timeout=20).read(), f"http://{address}/metrics"
+        )
+        (count,) = re.findall(r'kv_transfer_bytes_total\{[^}]*"in"[^}]*\} (\S+)', page.decode())
+        total += float(count)
+    return total
+
+
 async def indexed(running, case, salt, num_ranks):
     """Wait until the index credits so many ranks with the whole prompt."""
     fingerprint = bytes.fromhex(running.ready["tokens"][0]["model_fingerprint"])
     num_blocks = shareable_blocks(len(case["prompt"]))
     # the router keeps tenants apart in the salt, and this client names none
     hashes = chain_hashes(root_hash(fingerprint, f"0::{salt}".encode()), case["prompt"])[:num_blocks]
-    async with contextlib.aclosing(open_client(running.redis_url)) as client, asyncio.timeout(30):
+    async with contextlib.aclosing(open_client(RedisConfig(url=running.redis_url))) as client, asyncio.timeout(30):
         index = PrefixIndex(client, CLUSTER, Breaker(SystemClock()), budget_s=1.0)
         while num_blocks and list((await index.prefixes(hashes)).values()).count(num_blocks) < num_ranks:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # the index tells nobody when it changes
@@ -116,23 +142,40 @@ def test_cold_then_moved_or_cached(cluster):
             await all_known(client, running)
             for place, case in enumerate(golden_cases(topology.golden)):
                 salt, shared = f"salt-{place}", shared_tokens(case)
-                served = []
+                served, moved = [], [await bytes_in(running)]
                 # with a decode rank for each turn the second call is the first on its rank
                 for _ in range(topology.decode + 1 if topology.policy == "round_robin" else 2):
                     served.append(await client.case(case, cache_salt=salt))
                     served[-1].require_golden(case)
                     await indexed(running, case, salt, 2 if topology.prefill else 1)
+                    moved.append(await bytes_in(running))
                 cold, warm = served[0], served[-1]
-                assert (cold.on_decode, cold.on_prefill) == (0, 0)
-                assert cold.cached == cold.pushed == (shared if topology.prefill else 0)
-                assert (warm.on_decode, warm.pushed, warm.cached) == (shared, 0, shared)
+                whole = shared // 64 * BLOCK_BYTES if topology.prefill else 0
+                assert (cold.cached, moved[1] - moved[0]) == (0, whole)
+                assert (warm.on_decode, warm.cached, moved[-1] - moved[-2]) == (shared, shared, 0)
                 if len(served) == 3:
                     # another decode rank, to which the prefill rank pushes what it has in its cache
                     assert served[1].chosen[-1] != cold.chosen[-1]
-                    assert (served[1].pushed, served[1].on_prefill, served[1].on_decode) == (shared, shared, 0)
+                    assert (served[1].on_prefill, served[1].cached, moved[2] - moved[1]) == (shared, shared, whole)
                 assert {one.attempts for one in served} == {1}
 
     in_loop(scenario())
+
+
+def test_a_cluster_with_tls_answers_nobody_in_the_clear(cluster):
+    topology, running = cluster
+    (address,) = {ready["address"] for ready in running.ready["tokens"][:1]}
+
+    async def ask():
+        async with open_channel(address) as channel:
+            return await worker_pb2_grpc.WorkerServiceStub(channel).GetInfo(worker_pb2.GetInfoRequest(), timeout=20)
+
+    if topology.tls:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            in_loop(ask())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    else:
+        assert in_loop(ask()).info.transport == "tcp"
 
 
 def test_several_at_once_preempt_each_other(cluster):
@@ -174,7 +217,7 @@ def test_caches_of_different_formats_refuse_each_other_and_the_request_is_served
             await all_known(client, running)
             served = await client.case(case)
         served.require_golden(case)
-        assert (served.attempts, served.cached, served.pushed) == (1, 0, 0)
+        assert (served.attempts, served.cached) == (1, 0)
         (failure,) = [event for event in served.story if "prefill on" in event]
         prefill, decode = (running.ready[group][0] for group in ("prompts", "tokens"))
         assert failure.startswith(

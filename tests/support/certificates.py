@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from baleen.tls_config import TlsConfig
+
 _DAY = datetime.timedelta(days=1)
 
 
@@ -64,6 +66,17 @@ class Authority:
         if extension is not None:
             builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
         return builder.sign(self._key, hashes.SHA256())
+
+
+def tls_config(authority: Authority, name: str, *hosts: str, server_name: str = "") -> TlsConfig:
+    """What a process of a cluster is given, with a fresh certificate."""
+    signed = authority.issue(name, *hosts)
+    return TlsConfig(
+        ca_file=str(authority.ca_file),
+        cert_file=str(signed.cert_file),
+        key_file=str(signed.key_file),
+        server_name=server_name,
+    )
 
 
 def _name(name: str) -> x509.Name:

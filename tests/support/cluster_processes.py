@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baleen.config_file import to_dict
 from baleen.telemetry import write_stderr
+from baleen.tls_config import TlsConfig
 from cluster.embedded import EmbeddedRedis
 from tests.support.processes import REPO, Child, Nursery, nursery
 
@@ -49,20 +51,29 @@ class RunningCluster:
 
 @contextmanager
 def running_cluster(
-    directory: Path, checkpoint: Path, groups: Sequence[GroupPlan], **router: Any
+    directory: Path, checkpoint: Path, groups: Sequence[GroupPlan], *, tls: TlsConfig | None = None, **router: Any
 ) -> Iterator[RunningCluster]:
-    """Start everything and wait until the router listens. router: of its configuration."""
+    """Start everything and wait until the router listens. tls: of all. router: of its configuration."""
+    inside = to_dict(tls or TlsConfig())
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis())
         children = stack.enter_context(nursery(directory))
-        ranks = {group.name: _start(children, stack, directory, checkpoint, group, redis.url) for group in groups}
+        ranks = {
+            group.name: _start(children, stack, directory, checkpoint, group, redis.url, inside) for group in groups
+        }
         ready = {name: [rank.event(START_TIMEOUT_S) for rank in group] for name, group in ranks.items()}
-        config = {"listen": "127.0.0.1:0", "cluster": CLUSTER, "redis_url": redis.url, **router}
+        config = {"listen": "127.0.0.1:0", "cluster": CLUSTER, "tls": inside, "redis": {"url": redis.url}, **router}
         yield RunningCluster(stack.enter_context(_router(directory, config)), redis.url, ranks, ready)
 
 
 def _start(
-    children: Nursery, stack: ExitStack, directory: Path, checkpoint: Path, group: GroupPlan, redis_url: str
+    children: Nursery,
+    stack: ExitStack,
+    directory: Path,
+    checkpoint: Path,
+    group: GroupPlan,
+    redis_url: str,
+    tls: dict[str, Any],
 ) -> list[Child]:
     started = []
     for rank in range(group.ep):
@@ -71,6 +82,7 @@ def _start(
             "model": {"path": str(checkpoint), "num_threads": 1},
             "cache": {"num_blocks": group.num_blocks},
             "engine": {"audit": "step"},
+            "tls": tls,
             "parallel": {
                 "rank": rank,
                 "world_size": group.ep,
@@ -79,10 +91,11 @@ def _start(
             },
             "serve": {
                 "listen": "127.0.0.1:0",
+                "metrics_listen": "127.0.0.1:0",
                 "role": group.role,
                 "pool": group.role,
                 "group": group.name,
-                "redis_url": redis_url,
+                "redis": {"url": redis_url},
                 "cluster": CLUSTER,
             },
         }

@@ -209,7 +209,7 @@ async def _golden() -> list[dict[str, int]]:
         for case in golden_cases("dev_bf16.golden"):
             served = await client.case(case)
             served.require_golden(case)
-            found.append({"prompt": len(case["prompt"]), "pushed": served.pushed, "cached": served.cached})
+            found.append({"prompt": len(case["prompt"]), "chosen": len(served.chosen), "cached": served.cached})
     return found
 
 

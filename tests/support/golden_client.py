@@ -17,7 +17,7 @@ from baleen.wire.channel import open_channel
 
 CALL_TIMEOUT_S = 120.0
 _OUTCOME = re.compile(
-    r"\((\d+) cached on the decode rank, (\d+) pushed to it, (\d+) cached on the prefill rank\), .* (\d+) attempts"
+    r"\((\d+) cached on the decode rank, (\d+) on the prefill rank, (\d+) fetched from another\), .* (\d+) attempts"
 )
 
 
@@ -33,8 +33,8 @@ class Served:
     finish: dict[int, int] = field(default_factory=dict)
     cached: int = 0
     on_decode: int = 0
-    pushed: int = 0
     on_prefill: int = 0
+    fetched: int = 0
     attempts: int = 0
     story: list[str] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
@@ -95,7 +95,7 @@ class GoldenClient:
         story = await self._stub.Explain(inference_pb2.ExplainRequest(request_id=request_id))
         found = _OUTCOME.search(story.outcome)
         assert found is not None, story.outcome
-        served.on_decode, served.pushed, served.on_prefill, served.attempts = map(int, found.groups())
+        served.on_decode, served.on_prefill, served.fetched, served.attempts = map(int, found.groups())
         served.story = [milestone.event for milestone in story.milestones]
         served.chosen = [decision.chosen for decision in story.decisions]
         served.seen = {candidate.rank for decision in story.decisions for candidate in decision.candidates}

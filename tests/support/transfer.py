@@ -11,9 +11,12 @@ from queue import SimpleQueue
 from threading import Thread
 
 from baleen.blocks import BlockHash
+from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockLayout
 from workers.transfer import protocol
-from workers.transfer.transport import CacheIdentity, Landing, TransferNews
+from workers.transfer.tcp import TcpTransport
+from workers.transfer.tls import Tls
+from workers.transfer.transport import BlockPushed, CacheIdentity, Landing, Push, PushEnded, TransferNews
 
 LAYOUT = BlockLayout("test numbers", 3, 500, 77)
 MODEL = "ab" * 16
@@ -76,12 +79,55 @@ def landing(ticket: str, block_ids: list[int], first_block: int = 0) -> Landing:
     return Landing(ticket, first_block, tuple(block_ids), hashes, TIMEOUT_S)
 
 
+class Side:
+    """One rank's half: its blocks, its transport, its news, what it logged."""
+
+    def __init__(
+        self,
+        num_blocks: int = 6,
+        *,
+        seed: int = 0,
+        model: str = MODEL,
+        layout: BlockLayout = LAYOUT,
+        tls: Tls | None = None,
+    ) -> None:
+        self.memory = Memory(num_blocks, seed, layout)
+        self.news = News()
+        self.lines: SimpleQueue[str] = SimpleQueue()
+        self.transport = TcpTransport("127.0.0.1", self.memory, model, tls=tls, log=Log(write=self.lines.put))
+        self.transport.start(self.news.post)
+        self.before = [bytes(block) for block in self.memory.blocks]
+
+    def push(self, address: str, ticket: str, block_ids: list[int], first_block: int = 0) -> Push:
+        """Send blocks under the names of their places."""
+        push = self.transport.push(1, address, ticket, first_block, len(block_ids))
+        for place, block_id in enumerate(block_ids):
+            push.send(first_block + place, block_id, name_of(first_block + place))
+        push.finish()
+        return push
+
+    def changed(self) -> list[int]:
+        """Blocks that are not what they were."""
+        return [i for i, block in enumerate(self.memory.blocks) if bytes(block) != self.before[i]]
+
+
+def failure_of(news: News) -> str | None:
+    """The failure with which a push ended."""
+    ended = news.next()
+    while isinstance(ended, BlockPushed):
+        ended = news.next()
+    assert isinstance(ended, PushEnded)
+    return ended.failure
+
+
 class RawSender:
     """A sender that says exactly what a test wants."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
         host, _, port = address.rpartition(":")
         self.sock = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+        if tls is not None:
+            self.sock = tls.client.wrap_socket(self.sock, server_hostname=host)
 
     def __enter__(self) -> RawSender:
         return self

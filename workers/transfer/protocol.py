@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import struct
 import zlib
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from typing import Any
 
 from baleen.blocks import BlockHash
 from workers.cache.block_bytes import BlockLayout
+from workers.transfer.tls import speaks_tls
 from workers.transfer.transport import CacheIdentity, TransferError
 
 MAGIC = b"BLNK"
@@ -169,7 +171,9 @@ def receive_into(sock: socket.socket, views: list[memoryview]) -> None:
     """Fill all views in order. Raises TransferError if the peer hangs up before that, OSError."""
     rest = views
     while rest:
-        num_bytes, _, _, _ = sock.recvmsg_into(rest[:_MOST_VIEWS])
+        # TLS takes one buffer at a time
+        one = isinstance(sock, ssl.SSLSocket)
+        num_bytes = sock.recv_into(rest[0]) if one else sock.recvmsg_into(rest[:_MOST_VIEWS])[0]
         if not num_bytes:
             raise TransferError("the peer hung up")
         rest = _skip(rest, num_bytes)
@@ -177,6 +181,10 @@ def receive_into(sock: socket.socket, views: list[memoryview]) -> None:
 
 def send_all(sock: socket.socket, views: list[memoryview]) -> None:
     """Send all views in order. Raises OSError."""
+    if isinstance(sock, ssl.SSLSocket):
+        for view in views:
+            sock.sendall(view)
+        return
     rest = views
     while rest:
         rest = _skip(rest, sock.sendmsg(rest[:_MOST_VIEWS]))
@@ -185,6 +193,16 @@ def send_all(sock: socket.socket, views: list[memoryview]) -> None:
 def tune(sock: socket.socket) -> None:
     """Small messages leave at once; buffers are left to the system, which adapts them."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def cut(sock: socket.socket) -> None:
+    """Wake whoever waits on the socket, for good; from any thread."""
+    try:
+        # not the method of a TLS socket, which would leave it in the clear for a moment
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        # not connected, or not any more: who is about to wait looks for itself whether it still should
+        return
 
 
 def _skip(views: list[memoryview], num_bytes: int) -> list[memoryview]:
@@ -218,6 +236,8 @@ def _receive_json(sock: socket.socket) -> dict[str, Any]:
 
 
 def _require_version(magic: bytes, version: int) -> None:
+    if speaks_tls(magic):
+        raise TransferError("the peer speaks TLS, this rank plain TCP")
     if magic != MAGIC:
         raise TransferError(f"the peer does not speak the transfer protocol: {magic!r} in place of {MAGIC!r}")
     if version != VERSION:

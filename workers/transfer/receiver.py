@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock, Thread
 
+from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockBytes
 from workers.transfer.protocol import (
     BLOCK_HEADER_BYTES,
@@ -18,6 +19,7 @@ from workers.transfer.protocol import (
     BlockHeader,
     Hello,
     checksum,
+    cut,
     receive_exactly,
     receive_hello,
     receive_into,
@@ -27,6 +29,7 @@ from workers.transfer.protocol import (
     tune,
     unpack_header,
 )
+from workers.transfer.tls import Tls, shake_hands, speaks_tls
 from workers.transfer.transport import (
     BlockLanded,
     CacheIdentity,
@@ -59,8 +62,12 @@ class _Ticket:
 class Receiver:
     """Listens on `port` of `host`; 0 is a free one."""
 
-    def __init__(self, host: str, cache: BlockBytes, model: str, *, port: int = 0) -> None:
+    def __init__(
+        self, host: str, cache: BlockBytes, model: str, *, port: int = 0, tls: Tls | None = None, log: Log | None = None
+    ) -> None:
         self._cache = cache
+        self._tls = tls
+        self._log = log or Log("off")
         self._identity = CacheIdentity(model, cache.layout)
         self._digest = self._identity.digest
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -96,7 +103,7 @@ class Receiver:
                 del self._tickets[ticket]
                 return True
             entry.revoked = True
-            _cut(entry.connection)
+            cut(entry.connection)
             return False
 
     def close(self) -> None:
@@ -104,8 +111,8 @@ class Receiver:
         with self._lock:
             self._closed = True
             for connection in self._connections:
-                _cut(connection)
-        _cut(self._listener)
+                cut(connection)
+        cut(self._listener)
         self._listener.close()
 
     def _listen(self) -> None:
@@ -131,23 +138,49 @@ class Receiver:
         entry: _Ticket | None = None
         failure: str | None = "the thread of the transfer failed"
         try:
-            with connection:
-                tune(connection)
-                connection.settimeout(HANDSHAKE_TIMEOUT_S)
-                hello = receive_hello(connection)
-                entry = self._admit(hello, connection, peer)
-                if entry is not None:
-                    self._take_blocks(connection, entry)
+            tune(connection)
+            connection.settimeout(HANDSHAKE_TIMEOUT_S)
+            if self._tls is not None:
+                connection = self._secure(connection, peer, self._tls)
+            hello = receive_hello(connection)
+            entry = self._admit(hello, connection, peer)
+            if entry is not None:
+                self._take_blocks(connection, entry)
             failure = None
         except (OSError, TransferError) as error:
             failure = f"transfer from {peer}: {error or type(error).__name__}"
+            if entry is None:
+                self._log.warning("transfer refused", cause=failure)
         finally:
+            connection.close()
             with self._lock:
                 self._connections.discard(connection)
                 if entry is not None:
                     del self._tickets[entry.landing.ticket]
             if entry is not None:
                 self._tell(LandingEnded(entry.landing.ticket, failure))
+
+    def _secure(self, connection: socket.socket, peer: str, tls: Tls) -> socket.socket:
+        """The connection under TLS. Raises TransferError, OSError."""
+        if not speaks_tls(connection.recv(1, socket.MSG_PEEK)):
+            hello = receive_hello(connection)
+            refusal = f"receiver {self.address} takes blocks over TLS only, sender {hello.sender} speaks plain TCP"
+            send_answer(connection, Answer(self.address, refusal))
+            raise TransferError(refusal)
+        with self._lock:
+            self._connections.discard(connection)
+            secured = tls.wrap_accepted(connection)
+            self._connections.add(secured)
+            if self._closed:
+                cut(secured)
+        try:
+            shake_hands(secured)
+        except BaseException:
+            secured.close()
+            with self._lock:
+                self._connections.discard(secured)
+            raise
+        return secured
 
     def _admit(self, hello: Hello, connection: socket.socket, peer: str) -> _Ticket | None:
         """Answer a hello; None if it was refused."""
@@ -157,6 +190,8 @@ class Receiver:
             if not refusal:
                 entry = self._tickets[hello.ticket]
                 entry.connection = connection
+        if refusal:
+            self._log.warning("transfer refused", cause=refusal)
         try:
             send_answer(connection, Answer(self.address, refusal))
         except OSError:
@@ -234,12 +269,3 @@ class Receiver:
     def _tell(self, news: TransferNews) -> None:
         assert self._post is not None
         self._post(news)
-
-
-def _cut(connection: socket.socket) -> None:
-    """Wake whoever waits on the socket, for good."""
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # not connected, or not any more: nobody waits on it
-        return

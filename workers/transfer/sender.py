@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from workers.transfer.protocol import (
     BlockHeader,
     Hello,
     checksum,
+    cut,
     pack_header,
     receive_ack,
     receive_answer,
@@ -24,6 +26,7 @@ from workers.transfer.protocol import (
     ticket_digest,
     tune,
 )
+from workers.transfer.tls import Tls, shake_hands
 from workers.transfer.transport import BlockPushed, CacheIdentity, PushEnded, TransferError, TransferNews
 
 CONNECT_TIMEOUT_S = 5.0
@@ -50,12 +53,14 @@ class TcpPush:
         address: str,
         hello: Hello,
         cache: BlockBytes,
+        tls: Tls | None,
         post: Callable[[TransferNews], object],
     ) -> None:
         self._number = number
         self._address = address
         self._hello = hello
         self._cache = cache
+        self._tls = tls
         self._post = post
         self._identity = hello.identity.digest
         self._ticket = ticket_digest(hello.ticket)
@@ -79,13 +84,13 @@ class TcpPush:
         with self._lock:
             self._cancelled = self._cancelled or reason
             if self._socket is not None:
-                _shut(self._socket)
+                cut(self._socket)
         self._queue.put(None)
 
     def _run(self) -> None:
         failure: str | None = "the thread of the transfer failed"
         try:
-            with socket.socket(_family(self._address), socket.SOCK_STREAM) as sock:
+            with self._open_socket() as sock:
                 with self._lock:
                     self._socket = sock
                 try:
@@ -100,14 +105,19 @@ class TcpPush:
         finally:
             self._post(PushEnded(self._number, self._cancelled or failure))
 
+    def _open_socket(self) -> socket.socket:
+        sock = socket.socket(_family(self._address), socket.SOCK_STREAM)
+        return sock if self._tls is None else self._tls.wrap_unconnected(sock, _host(self._address))
+
     def _connect(self, sock: socket.socket) -> None:
         self._require_wanted()
         sock.settimeout(CONNECT_TIMEOUT_S)
-        host, _, port = self._address.rpartition(":")
-        sock.connect((host.strip("[]"), int(port)))
+        sock.connect((_host(self._address), int(self._address.rpartition(":")[2])))
         tune(sock)
         # a shutdown during the connect is lost on some systems
         self._require_wanted()
+        if isinstance(sock, ssl.SSLSocket):
+            shake_hands(sock)
         send_hello(sock, self._hello)
         answer = receive_answer(sock)
         if answer.refusal:
@@ -168,21 +178,17 @@ def open_push(
     sender: str,
     cache: BlockBytes,
     model: str,
+    tls: Tls | None,
     post: Callable[[TransferNews], object],
 ) -> TcpPush:
     """Begin a transfer. sender: this rank's own address, for the peer's refusals."""
     identity = CacheIdentity(model, cache.layout)
-    return TcpPush(number, address, Hello(sender, identity, ticket, first_block, num_blocks), cache, post)
+    return TcpPush(number, address, Hello(sender, identity, ticket, first_block, num_blocks), cache, tls, post)
 
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if address.startswith("[") else socket.AF_INET
 
 
-def _shut(sock: socket.socket) -> None:
-    """Wake the thread that waits on the socket."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # not connected: the thread looks for itself whether it is still wanted
-        return
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")

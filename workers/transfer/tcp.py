@@ -1,27 +1,39 @@
-"""The default transport: plain TCP between ranks, threads, no copies beside those of the system."""
+"""The default transport: TCP between ranks, plain or under TLS, threads, no copies beside those of system and TLS."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockBytes
 from workers.transfer.receiver import Receiver
 from workers.transfer.sender import TcpPush, open_push
+from workers.transfer.tls import Tls
 from workers.transfer.transport import Landing, TransferNews, TransportCounts
 
 
 class TcpTransport:
     """A `Transport`. It listens from the beginning; port 0 is a free one of `host`. model: fingerprint, hex.
 
-    advertise: the `host:port` that peers are told; empty: the one that it listens on.
+    advertise: the `host:port` that peers are told; empty: the one that it listens on. Refused peers are logged.
     """
 
-    name = "tcp"
-
-    def __init__(self, host: str, cache: BlockBytes, model: str, *, port: int = 0, advertise: str = "") -> None:
+    def __init__(
+        self,
+        host: str,
+        cache: BlockBytes,
+        model: str,
+        *,
+        port: int = 0,
+        advertise: str = "",
+        tls: Tls | None = None,
+        log: Log | None = None,
+    ) -> None:
+        self.name = "tcp+tls" if tls else "tcp"
         self._cache = cache
         self._model = model
-        self._receiver = Receiver(host, cache, model, port=port)
+        self._tls = tls
+        self._receiver = Receiver(host, cache, model, port=port, tls=tls, log=log)
         self._advertise = advertise
         self._post: Callable[[TransferNews], object] | None = None
 
@@ -60,6 +72,7 @@ class TcpTransport:
             sender=self.address,
             cache=self._cache,
             model=self._model,
+            tls=self._tls,
             post=self._post,
         )
 

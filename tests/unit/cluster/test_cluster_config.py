@@ -71,6 +71,8 @@ def test_an_empty_file_is_the_cluster_for_one_machine(tmp_path, text):
         ("router: {port: 0}", "router.port is 0, must be from 1 to 65535"),
         ("router: {port: 65535, replicas: 2}", "router.port is 65535, must be from 1 to 65534"),
         ("redis: {url: 'http://x'}", "redis.url is 'http://x', must be redis://"),
+        ("tls: {ca_file: a, cert_file: b}", "tls.key_file is missing: tls needs ca_file, cert_file and key_file"),
+        ("tls: {server_name: rank}", "tls.ca_file is missing"),
         ("group: {drain_timeout_s: 0}", "group.drain_timeout_s is 0, must be above 0"),
         ("name: west\nname: east", "line 1: key 'name' stands twice"),
         ("name: [", "not valid YAML"),
@@ -83,6 +85,15 @@ def test_each_mistake_is_named_with_its_place(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         load_cluster_config(path)
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_certificates_lie_beside_the_file_unless_it_says_otherwise(tmp_path):
+    tls = load_cluster_config(written(tmp_path, "tls: {ca_file: ca.pem, cert_file: /etc/a.pem, key_file: a.key}")).tls
+    assert (tls.ca_file, tls.cert_file, tls.key_file) == (
+        str(tmp_path / "ca.pem"),
+        "/etc/a.pem",
+        str(tmp_path / "a.key"),
+    )
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
