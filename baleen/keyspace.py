@@ -8,6 +8,10 @@ loses a lease comes back under another, so that what was written before can be t
     ranks        hash         tag -> incarnation, a space, RankInfo as JSON
     b<hash>      string       a block: the tags of up to 16 ranks that hold it
     held:<tag>   set          the hashes of the blocks that name the tag, for the clean-up
+    serials      hash         tag -> number of the last news that its rank told
+
+News are numbered, so that a rank whose last ones are missing, as after a restart with an old dump or a change of the
+primary, learns of it and tells everything anew.
 
 Every key has a time to live, so that nothing outlives a dead cluster, and nothing here is needed for being right.
 Hashes are keyed with the tenant's salt; neither token ids nor text are stored.
@@ -17,13 +21,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from hashlib import sha1
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 from baleen.blocks import HASH_BYTES, BlockHash
+from baleen.config import Role
 from baleen.errors import BaleenError
-from baleen.ids import Epoch, Incarnation
+from baleen.ids import Incarnation
 from baleen.reports import RankInfo
 
 TAG_BYTES = 4
@@ -42,7 +47,7 @@ CLEAN_BLOCKS = 512
 """Most blocks that one call takes from a rank that is gone."""
 
 COMMANDS = (
-    *("eval", "evalsha", "time", "mget", "set", "del", "pexpire", "exists", "sadd", "srem", "spop", "scard"),
+    *("eval", "evalsha", "time", "mget", "set", "del", "pexpire", "exists", "type", "sadd", "srem", "spop", "scard"),
     *("zadd", "zrem", "zscore", "zmscore", "zrangebyscore", "hset", "hget", "hdel", "hmget", "hexists"),
 )
 """All that a Redis user (ACL) must be allowed, on the keys of `key_pattern`; a db other than 0 also needs `select`."""
@@ -73,7 +78,7 @@ _PRELUDE = """
 local prefix = KEYS[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local leases, ranks = prefix .. 'leases', prefix .. 'ranks'
+local leases, ranks, serials = prefix .. 'leases', prefix .. 'ranks', prefix .. 'serials'
 
 local function alive(tag)
   local ends = redis.call('ZSCORE', leases, tag)
@@ -83,6 +88,14 @@ end
 local function owns(incarnation, tag)
   local rank = redis.call('HGET', ranks, tag)
   return rank and string.sub(rank, 1, #incarnation + 1) == incarnation .. ' ' and alive(tag)
+end
+
+-- whether a rank's news come after those that are known, or are those, if it did not hear that they had arrived
+local function follow(tag, serial)
+  local known = tonumber(redis.call('HGET', serials, tag) or '')
+  if known ~= tonumber(serial) and known ~= serial - 1 then return false end
+  redis.call('HSET', serials, tag, serial)
+  return true
 end
 
 local function place(entry, tag)
@@ -122,26 +135,31 @@ end
 
 REGISTER = _script("""
 local tag, old_tag, incarnation, info, lease_ms, keep_ms = unpack(ARGV)
+for key, kind in pairs({[leases] = 'zset', [ranks] = 'hash', [serials] = 'hash'}) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', key) end
+end
 if redis.call('HEXISTS', ranks, tag) == 1 or redis.call('EXISTS', prefix .. 'held:' .. tag) == 1 then return 0 end
 if old_tag ~= '' and redis.call('HEXISTS', ranks, old_tag) == 1 then redis.call('ZADD', leases, 0, old_tag) end
 redis.call('ZADD', leases, now + lease_ms, tag)
 redis.call('HSET', ranks, tag, incarnation .. ' ' .. info)
-redis.call('PEXPIRE', leases, 2 * keep_ms)
-redis.call('PEXPIRE', ranks, 2 * keep_ms)
+redis.call('HSET', serials, tag, 0)
+for _, key in ipairs({leases, ranks, serials}) do redis.call('PEXPIRE', key, 2 * keep_ms) end
 return 1
 """)
-"""Take a lease under a tag that nobody has, and end the one under old_tag. 0: the tag is taken, draw another."""
+"""Take a lease under a tag that nobody has, and end the one under old_tag. 0: the tag is taken, draw another.
+
+What is of another type than baleen writes makes room: nothing could be announced beside it.
+"""
 
 RENEW = _script("""
-local tag, incarnation, lease_ms, keep_ms = unpack(ARGV)
-if not owns(incarnation, tag) then return 0 end
+local tag, incarnation, serial, lease_ms, keep_ms = unpack(ARGV)
+if not (owns(incarnation, tag) and follow(tag, serial)) then return 0 end
 redis.call('ZADD', leases, now + lease_ms, tag)
-redis.call('PEXPIRE', leases, 2 * keep_ms)
-redis.call('PEXPIRE', ranks, 2 * keep_ms)
-redis.call('PEXPIRE', prefix .. 'held:' .. tag, 2 * keep_ms)
+for _, key in ipairs({leases, ranks, serials, prefix .. 'held:' .. tag}) do redis.call('PEXPIRE', key, 2 * keep_ms) end
 return 1
 """)
-"""Lengthen a lease. 0: it is over, and can only be taken anew."""
+"""Lengthen a lease. 0: it is over, or news of its rank are missing; it can only be taken anew."""
 
 RELEASE = _script("""
 local tag, incarnation = unpack(ARGV)
@@ -152,8 +170,8 @@ return 1
 """End a lease now."""
 
 ANNOUNCE = _script("""
-local tag, incarnation, keep_ms, stored, removed = unpack(ARGV)
-if not owns(incarnation, tag) then return 0 end
+local tag, incarnation, serial, keep_ms, stored, removed = unpack(ARGV)
+if not (owns(incarnation, tag) and follow(tag, serial)) then return 0 end
 local held = prefix .. 'held:' .. tag
 local gone = split(removed)
 forget(gone, tag)
@@ -184,18 +202,24 @@ if #new > 0 then
 end
 return 1
 """)
-"""Write what a rank holds and holds no more. 0, and no change: the lease is over, and the news with it."""
+"""Write what a rank holds and holds no more. 0, and no change: as for RENEW."""
 
 CLEAN = _script("""
 local ended = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 1)
 local tag = ended[1]
 if not tag then return -1 end
 local held = prefix .. 'held:' .. tag
-local hashes = redis.call('SPOP', held, ARGV[1])
+local hashes = redis.pcall('SPOP', held, ARGV[1])
+if hashes.err then
+  if not string.find(hashes.err, 'WRONGTYPE', 1, true) then return hashes end
+  redis.call('DEL', held)
+  hashes = {}
+end
 forget(hashes, tag)
 if redis.call('SCARD', held) == 0 then
   redis.call('ZREM', leases, tag)
   redis.call('HDEL', ranks, tag)
+  redis.call('HDEL', serials, tag)
 end
 return #hashes
 """)
@@ -295,16 +319,18 @@ def encode_info(info: RankInfo) -> bytes:
 
 
 def decode_members(reply: object) -> dict[Incarnation, RankInfo]:
-    """The reply of MEMBERS. Raises MalformedReply; fields that a newer version added are passed over."""
+    """The reply of MEMBERS. Raises MalformedReply if it is no list.
+
+    A lease that does not describe its rank is passed over, and so are fields that a newer version added.
+    """
     members: dict[Incarnation, RankInfo] = {}
     for entry in _items(reply):
         if entry is None:
             continue
         incarnation, _, text = bytes(entry).partition(b" ")
         info = _decode_info(text)
-        if info.incarnation.encode() != incarnation:
-            raise MalformedReply(f"the lease of {incarnation!r} is that of {info.incarnation}")
-        members[info.incarnation] = info
+        if info is not None and info.incarnation.encode() == incarnation:
+            members[info.incarnation] = info
     return members
 
 
@@ -313,7 +339,11 @@ def decode_prefixes(reply: object) -> dict[Incarnation, int]:
     items = _items(reply)
     if len(items) % 2:
         raise MalformedReply(f"a lookup answered {len(items)} values, must be pairs")
-    return {Incarnation(bytes(name).decode()): int(depth) for name, depth in zip(items[::2], items[1::2], strict=True)}
+    # a name that is no text is that of no rank
+    return {
+        Incarnation(bytes(name).decode(errors="replace")): int(depth)
+        for name, depth in zip(items[::2], items[1::2], strict=True)
+    }
 
 
 def _items(reply: object) -> Sequence[Any]:
@@ -322,16 +352,19 @@ def _items(reply: object) -> Sequence[Any]:
     return cast(Sequence[Any], reply)
 
 
-_FIELDS = {field.name: field for field in fields(RankInfo)}
+_FIELDS = get_type_hints(RankInfo)
 
 
-def _decode_info(text: bytes) -> RankInfo:
+def _decode_info(text: bytes) -> RankInfo | None:
+    """A rank's description of itself, or None if that is none."""
     try:
         stored: Mapping[str, Any] = json.loads(text)
         known = {name: value for name, value in stored.items() if name in _FIELDS}
-        known["eos_token_ids"] = tuple(int(token) for token in known["eos_token_ids"])
-        known["incarnation"] = Incarnation(str(known["incarnation"]))
-        known["epoch"] = Epoch(str(known["epoch"]))
-        return RankInfo(**known)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MalformedReply(f"a lease holds no description of a rank: {text[:200]!r}") from error
+        known["eos_token_ids"] = tuple(known["eos_token_ids"])
+        info = RankInfo(**known)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    numbers = [*info.eos_token_ids, *(getattr(info, name) for name, kind in _FIELDS.items() if kind is int)]
+    others = [getattr(info, name) for name, kind in _FIELDS.items() if kind is not int and name != "eos_token_ids"]
+    sound = all(type(number) is int and number >= 0 for number in numbers) and all(type(text) is str for text in others)
+    return info if sound and info.role in get_args(Role) else None

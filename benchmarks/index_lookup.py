@@ -51,6 +51,7 @@ class Holder:
     def __init__(self, client: redis.Redis, number: int) -> None:
         self._client = client
         self._tag = secrets.token_bytes(keyspace.TAG_BYTES)
+        self._serial = 0
         self._name = f"rank{number:012}"
         info = RankInfo(
             incarnation=Incarnation(self._name),
@@ -75,7 +76,8 @@ class Holder:
         """Tell all of them, in batches."""
         for start in range(0, len(hashes), keyspace.BATCH_BLOCKS):
             batch = keyspace.pack_hashes(hashes[start : start + keyspace.BATCH_BLOCKS])
-            assert self._call(keyspace.ANNOUNCE, self._tag, self._name, LIFE_MS, batch, b"")
+            self._serial += 1
+            assert self._call(keyspace.ANNOUNCE, self._tag, self._name, self._serial, LIFE_MS, batch, b"")
 
     def _call(self, script: keyspace.Script, *arguments: bytes | str | int) -> Any:
         return self._client.eval(script.source, 1, PREFIX, *arguments)

@@ -70,6 +70,7 @@ class PrefixIndex:
         self._breaker = breaker
         self._budget_s = budget_s
         self._clock = clock or SystemClock()
+        self._calls: set[asyncio.Task[Any]] = set()
         self.counts = IndexCounts()
 
     @property
@@ -89,8 +90,7 @@ class PrefixIndex:
             return {}
         begin = self._clock.now()
         try:
-            async with asyncio.timeout(self._budget_s):
-                reply = await self._call(keyspace.LOOKUP, keyspace.pack_hashes(hashes))
+            reply = await self._within_budget(keyspace.LOOKUP, keyspace.pack_hashes(hashes))
             found = keyspace.decode_prefixes(reply)
         except (RedisError, TimeoutError, OSError, MalformedReply) as error:
             self._breaker.failed()
@@ -115,7 +115,31 @@ class PrefixIndex:
 
     async def close(self) -> None:
         """Close the connections."""
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
         await self._client.aclose()
+
+    async def _within_budget(self, script: Script, *arguments: bytes) -> Any:
+        """The reply; raises TimeoutError at the end of the budget, behind which the call goes on, unheard.
+
+        To cut it off would throw its connection away; where connecting takes longer than the budget, none would be
+        had ever.
+        """
+        call = asyncio.create_task(self._call(script, *arguments))
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
+        done, _ = await asyncio.wait([call], timeout=self._budget_s)
+        if not done:
+            raise TimeoutError(f"no answer within {self._budget_s:g} s")
+        return call.result()
+
+    def _ended(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            # heard, so that nobody complains that it was not
+            call.exception()
 
     async def _call(self, script: Script, *arguments: bytes) -> Any:
         try:

@@ -87,6 +87,10 @@ class Members:
             self._snapshot = None
         return Changes(tuple(added), tuple(removed))
 
+    def introduced(self, info: RankInfo) -> None:
+        """What a known rank says of itself on its session, before it is `reached`; it counts more than its lease."""
+        self._members[info.incarnation].info = info
+
     def reached(self, incarnation: Incarnation) -> None:
         """The session to a rank stands."""
         self._set_reachable(incarnation, True)

@@ -116,6 +116,7 @@ class RankSessions:
         self._open[info.incarnation] = session
         if self._members.info(info.incarnation) is None:
             self._members.apply({other.info.incarnation: other.info for other in self._open.values() if other.info})
+        self._members.introduced(info)
         self._members.reached(info.incarnation)
         self._log.info("rank found", address=session.address, role=info.role, pool=info.pool, group=info.group)
         self._announce()

@@ -35,6 +35,7 @@ class Writer:
     def __init__(self, client, name, *, lease_ms=60_000):
         self.client, self.name, self.lease_ms = client, name, lease_ms
         self.tag = secrets.token_bytes(keyspace.TAG_BYTES)
+        self.serial = 0
 
     def call(self, script, *arguments):
         return self.client.eval(script.source, 1, PREFIX, *arguments)
@@ -44,14 +45,18 @@ class Writer:
         return self.call(keyspace.REGISTER, self.tag, old_tag, self.name, info, self.lease_ms, KEEP_MS)
 
     def renew(self):
-        return self.call(keyspace.RENEW, self.tag, self.name, self.lease_ms, KEEP_MS)
+        return self.tell(keyspace.RENEW, self.lease_ms, KEEP_MS)
 
     def release(self):
         return self.call(keyspace.RELEASE, self.tag, self.name)
 
     def announce(self, stored=(), removed=()):
         packed = keyspace.pack_hashes(stored), keyspace.pack_hashes(removed)
-        return self.call(keyspace.ANNOUNCE, self.tag, self.name, KEEP_MS, *packed)
+        return self.tell(keyspace.ANNOUNCE, KEEP_MS, *packed)
+
+    def tell(self, script, *arguments):
+        self.serial += 1
+        return self.call(script, self.tag, self.name, self.serial, *arguments)
 
 
 def registered(client, name, **options):
@@ -171,6 +176,55 @@ def test_a_new_life_is_not_credited_with_what_the_old_one_held(client):
     assert lookup(client, hashes) == {"rank": 1}
 
 
+def test_a_rank_learns_that_its_last_news_are_missing(client):
+    """As after a restart with an old dump, or a replica that lagged behind became the primary."""
+    hashes = chain(4)
+    writer = registered(client, "rank")
+    writer.announce(hashes)
+    dump = {key: (client.dump(key), client.pttl(key)) for key in client.keys("*")}
+    writer.announce(removed=hashes[2:])
+    assert writer.renew() == 1
+    client.flushall()
+    for key, (value, left) in dump.items():
+        client.restore(key, left, value)
+    assert lookup(client, hashes) == {"rank": 4}, "what is no more true"
+    assert writer.renew() == writer.announce(hashes[:1]) == 0
+    new = Writer(client, "rank")
+    assert new.register(old_tag=writer.tag) == 1
+    new.announce(hashes[:2])
+    assert lookup(client, hashes) == {"rank": 2}
+
+
+def test_news_whose_arrival_was_not_heard_of_may_be_told_again(client):
+    hashes = chain(3)
+    writer = registered(client, "rank")
+    assert writer.announce(hashes[:1]) == 1
+    writer.serial -= 1
+    assert writer.announce(hashes) == 1
+    assert lookup(client, hashes) == {"rank": 3}
+
+
+def test_keys_of_other_types_make_room(client):
+    hashes = chain(2)
+    dead = registered(client, "dead")
+    dead.announce(hashes)
+    dead.release()
+    for key in client.keys("*"):
+        client.delete(key)
+        client.rpush(key, "rubbish")
+    writer = registered(client, "rank")
+    writer.announce(hashes)
+    assert lookup(client, hashes) == {"rank": 2}
+    dead = registered(client, "dead")
+    dead.announce(hashes[:1])
+    dead.release()
+    held = PREFIX + b"held:" + dead.tag
+    client.delete(held)
+    client.set(held, "rubbish")
+    assert [client.eval(keyspace.CLEAN.source, 1, PREFIX, 4) for _ in range(2)] == [0, -1]
+    assert lookup(client, hashes) == {"rank": 2}
+
+
 def test_a_tag_in_use_is_not_given_again_even_after_a_flush_by_another_rank(client):
     first, second = registered(client, "first"), Writer(client, "second")
     second.tag = first.tag
@@ -214,7 +268,7 @@ def test_every_key_has_a_time_to_live_and_holds_no_tokens(client):
     first.renew()
     first.announce(removed=hashes[2:])
     keys = client.keys("*")
-    assert len(keys) == 2 + 2 + 3
+    assert len(keys) == 3 + 2 + 3
     assert all(0 < client.pttl(key) <= 2 * KEEP_MS for key in keys)
     assert all(len(client.get(PREFIX + b"b" + block_hash)) <= 8 for block_hash in hashes)
 

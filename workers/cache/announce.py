@@ -7,6 +7,7 @@ long stop or when Redis came back empty, and little by little to keep the entrie
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from workers.cache.held import HeldBlocks
 
 SOCKET_TIMEOUT_S = 1.0
 RETRY_INTERVAL_S = 0.25
+"""Mean time between two tries; each is drawn, so that ranks that failed together do not come back together."""
+
 GATHER_S = 0.02
 """Least time between two writes, so that the events of many steps travel together."""
 
@@ -133,6 +136,7 @@ class Announcer:
         log: Log,
         times: AnnounceTimes | None = None,
         draw_tag: Callable[[int], bytes] = secrets.token_bytes,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._prefix = keyspace.key_prefix(cluster)
@@ -143,9 +147,11 @@ class Announcer:
         self._log = log
         self._times = times or AnnounceTimes()
         self._draw_tag = draw_tag
+        self._jitter = jitter
         self._blocks = HeldBlocks()
         self._tag: bytes | None = None
         self._old_tag = b""
+        self._serial = 0
         self._lease_ends = 0.0
         self._renew_at = self._write_at = self._try_at = 0.0
         self._failing = False
@@ -210,13 +216,17 @@ class Announcer:
         if not self._failing:
             self._failing = True
             self._log.warning("redis cannot be reached, prefixes are not announced", cause=str(error))
-        self._try_at = now + RETRY_INTERVAL_S
-        if self._tag is not None and now >= self._lease_ends:
+        self._try_at = now + RETRY_INTERVAL_S * (0.5 + self._jitter())
+        if isinstance(error, redis.ReadOnlyError):
+            # a replica now: the primary may be found where this one was
+            self._client.connection_pool.disconnect()
+        broken = "WRONGTYPE" in str(error)
+        if self._tag is not None and (broken or now >= self._lease_ends):
             self._lose_lease()
 
     def _keep_lease(self, now: float) -> None:
         if self._tag is not None and now >= self._renew_at:
-            if self._call(keyspace.RENEW, self._tag, self._incarnation, *self._lease_ms()):
+            if self._tell(keyspace.RENEW, self._tag, *self._lease_ms()):
                 self._renewed(now)
                 self._blocks.refresh(2 * self._times.renew_s / self._times.keep_s)
                 self._call(keyspace.CLEAN, keyspace.CLEAN_BLOCKS)
@@ -232,6 +242,7 @@ class Announcer:
         if not self._call(keyspace.REGISTER, tag, self._old_tag, self._incarnation, info, *self._lease_ms()):
             return  # taken: the next round draws again
         self._tag = self._old_tag = tag
+        self._serial = 0
         self._renewed(now)
         self._blocks.tell_all()
         self._log.info("announced", blocks=len(self._blocks.held))
@@ -243,7 +254,7 @@ class Announcer:
         stored, removed = keyspace.pack_hashes(changes.stored), keyspace.pack_hashes(changes.removed)
         keep_ms = round(self._times.keep_s * 1000)
         try:
-            taken = self._call(keyspace.ANNOUNCE, self._tag, self._incarnation, keep_ms, stored, removed)
+            taken = self._tell(keyspace.ANNOUNCE, self._tag, keep_ms, stored, removed)
         except redis.RedisError:
             self._blocks.put_back(changes)
             raise
@@ -272,6 +283,12 @@ class Announcer:
 
     def _lease_ms(self) -> tuple[int, int]:
         return round(self._times.lease_s * 1000), round(self._times.keep_s * 1000)
+
+    def _tell(self, script: Script, tag: bytes, *arguments: bytes | int) -> bool:
+        """Tell numbered news. What was perhaps not heard is told again, or something else instead, as the same."""
+        taken = bool(self._call(script, tag, self._incarnation, self._serial + 1, *arguments))
+        self._serial += taken
+        return taken
 
     def _call(self, script: Script, *arguments: bytes | int) -> Any:
         try:

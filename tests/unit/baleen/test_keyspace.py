@@ -24,25 +24,39 @@ def test_fields_of_a_newer_version_are_passed_over():
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "lease",
     [
-        b"no list",
-        [b"a"],
-        [b"a {}"],
-        [b"a nonsense"],
-        [b"a 7"],
-        [entry(rank_info("a"), eos_token_ids=None)],
-        [entry(rank_info("a")).replace(b"a ", b"b ", 1)],
+        b"",
+        b"a",
+        b"a {}",
+        b"a nonsense",
+        b"a 7",
+        b"a []",
+        b"\xff \xff",
+        b"a " + b"[" * 100_000,
+        entry(rank_info("a"), eos_token_ids=None),
+        entry(rank_info("a"), eos_token_ids=["1"]),
+        entry(rank_info("a"), vocab_size="256"),
+        entry(rank_info("a"), vocab_size=-1),
+        entry(rank_info("a"), num_blocks=True),
+        entry(rank_info("a"), address=None),
+        entry(rank_info("a"), role="king"),
+        entry(rank_info("a")).replace(b"a ", b"b ", 1),
     ],
 )
-def test_a_lease_that_makes_no_sense_is_refused(reply):
+def test_a_lease_that_makes_no_sense_hides_no_other(lease):
+    assert decode_members([lease, entry(rank_info("c"))]) == {"c": rank_info("c")}
+
+
+def test_members_are_a_list():
     with pytest.raises(MalformedReply):
-        decode_members(reply)
+        decode_members(b"no list")
 
 
 def test_prefixes_are_pairs():
     assert decode_prefixes([b"a", 3, b"b", 1]) == {"a": 3, "b": 1}
     assert decode_prefixes([]) == {}
+    assert len(decode_prefixes([b"\xff", 3])) == 1
     for reply in (None, [b"a"]):
         with pytest.raises(MalformedReply):
             decode_prefixes(reply)
