@@ -5,19 +5,25 @@ usage: python -m benchmarks.long_prompt [--tokens 100000] [--streams 4] [--quiet
 Real processes over loopback, without Ray: one prefill and one decode rank of one thread each, a router, a Redis; the
 client is this process. The model has 2 layers, 2 heads, one index head of width 32 and index_topk 64, so that the
 square of the prompt's length can be computed on a CPU. Gaps are those between the deltas of a stream, as the client
-sees them, in milliseconds: before the long request is sent, until its first token, while it decodes, and after it.
-ratio: the p99 from its sending to its end over the p99 of before and after.
+sees them, in milliseconds: before the long request is sent, until its first token, while it decodes, and after it; and,
+as what the prefill rank's use of a processor alone costs on a machine of few, beside a process that only counts.
+ratio: the p99 from the sending to the end over the p99 of before and after; ratio_to_busy: over that beside the
+counting process.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +87,17 @@ def gaps_within(streams: list[Stream], begin: float, end: float) -> dict[str, fl
     }
 
 
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that uses one processor, for the block."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def measure(client: Caller, args: argparse.Namespace) -> dict[str, Any]:
     """Streams, then the long request beside them."""
     prompt = [2 + place * 7919 % 250 for place in range(args.tokens)]
@@ -93,6 +110,9 @@ async def measure(client: Caller, args: argparse.Namespace) -> dict[str, Any]:
     ]
     while not all(len(stream.arrivals) > 20 for stream in streams):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
+    busy_from = time.perf_counter()
+    with busy_process():
+        await asyncio.sleep(args.quiet_s)
     begin = time.perf_counter()
     await asyncio.sleep(args.quiet_s)
     long = Stream()
@@ -106,17 +126,20 @@ async def measure(client: Caller, args: argparse.Namespace) -> dict[str, Any]:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     explained = await client.explain("long")
+    busy = gaps_within(streams, busy_from, begin)
     quiet = [gaps_within(streams, begin, sent), gaps_within(streams, ended, done)]
     during = gaps_within(streams, sent, ended)
     return {
         "first_token_s": round(long.arrivals[0] - sent, 2),
         "phases": [(round(one.at_s, 3), one.event) for one in explained.milestones],
         "outcome": explained.outcome,
+        "beside_a_busy_process": busy,
         "before": quiet[0],
         "until_first_token": gaps_within(streams, sent, long.arrivals[0]),
         "while_it_decodes": gaps_within(streams, long.arrivals[0], ended),
         "after": quiet[1],
         "ratio_p99": round(during["p99"] / statistics.mean(one["p99"] for one in quiet), 2),
+        "ratio_p99_to_busy": round(during["p99"] / busy["p99"], 2),
         "ratio_p50": round(during["p50"] / statistics.mean(one["p50"] for one in quiet), 2),
     }
 

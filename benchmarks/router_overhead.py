@@ -1,11 +1,15 @@
 """What a router adds to calling a rank directly: prints one JSON object.
 
     python -m benchmarks.router_overhead [--requests 200] [--prompt 192] [--tokens 128] [--concurrency 1,16]
+        [--rates 50,200,1000] [--paced-s 5]
 
 The rank is a FakeRank in a process of its own, the router (uvloop, as `baleen up` runs it) in another, the client here;
 all over gRPC on loopback. `direct` is a client that keeps one session to the rank, as a router does. Times are seen by
 the client. added_ms: difference of the medians. CPU is that of the router process alone, user and system; per request
 and per token by the difference between requests of 1 token and of --tokens.
+
+paced: requests of 1 token are sent at moments fixed beforehand, --rates of them a second, whatever became of those
+before; times are from the intended moment to the first token. late: the client itself was late by so much, at the p99.
 """
 
 from __future__ import annotations
@@ -140,6 +144,36 @@ async def load(once: Once, *, requests: int, prompt_tokens: int, max_tokens: int
     }
 
 
+async def paced(once: Once, *, rate: float, seconds: float, prompt_tokens: int) -> dict[str, float]:
+    """An open loop: `rate` requests a second."""
+    prompt = [2 + place % 280 for place in range(prompt_tokens)]
+    begin = time.perf_counter() + 0.1
+    late: list[float] = []
+
+    async def one(intended: float) -> float:
+        late.append(time.perf_counter() - intended)
+        sent = time.perf_counter()
+        first_s, _ = await once(prompt, 1)
+        return 1e3 * (sent + first_s - intended)
+
+    tasks = []
+    for number in range(round(rate * seconds)):
+        intended = begin + number / rate
+        if (pause := intended - time.perf_counter()) > 0:
+            await asyncio.sleep(pause)
+        tasks.append(asyncio.create_task(one(intended)))
+    sending_s = time.perf_counter() - begin
+    times = await asyncio.gather(*tasks)
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "sent_per_s": round(len(times) / sending_s, 1),
+        "answered_per_s": round(len(times) / (time.perf_counter() - begin), 1),
+        "first_token_ms_p50": round(cuts[49], 3),
+        "first_token_ms_p99": round(cuts[98], 3),
+        "late_ms_p99": round(1e3 * statistics.quantiles(late, n=100)[98], 3),
+    }
+
+
 async def measure(options: argparse.Namespace, rank: str, router: str, pipe: Connection) -> dict[str, Any]:
     """All cells, router and direct in turn."""
 
@@ -176,6 +210,19 @@ async def measure(options: argparse.Namespace, rank: str, router: str, pipe: Con
         cell["router_cpu_us_per_token"] = round(1e6 * per_token, 1)
         cell["router_cpu_us_per_request"] = round(1e6 * (used[1] - per_token), 1)
         cells[f"concurrency_{concurrency}"] = cell
+    for rate in map(float, filter(None, options.rates.split(","))):
+        cell = {}
+        for name, once in ways.items():
+            before, begin = cpu(), time.perf_counter()
+            cell[name] = await paced(once, rate=rate, seconds=options.paced_s, prompt_tokens=options.prompt)
+            if name == "router":
+                used_s = cpu() - before
+                cell["router_cpu_us_per_request"] = round(1e6 * used_s / round(rate * options.paced_s), 1)
+                cell["router_cpu_share"] = round(used_s / (time.perf_counter() - begin), 3)
+        for cut in ("p50", "p99"):
+            times = [cell[name][f"first_token_ms_{cut}"] for name in ("router", "direct")]
+            cell[f"added_ms_{cut}"] = round(times[0] - times[1], 3)
+        cells[f"paced_{rate:g}_per_s"] = cell
     await channel.close(None)
     await sessions.close()
     return cells
@@ -188,6 +235,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--concurrency", default="1,16")
+    parser.add_argument("--rates", default="50,200,1000")
+    parser.add_argument("--paced-s", type=float, default=5.0)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rank_pipe, rank_end = context.Pipe()

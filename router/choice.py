@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import time
@@ -20,6 +21,9 @@ from router.messages import Job
 from router.policy.explain import Explainer
 from router.policy.snapshot import Decision, Parameters, Policy, Query, Snapshot
 
+BLOCKS_AT_ONCE = 256
+"""Blocks that are hashed before others get a turn: some 0.4 ms."""
+
 
 class Lookup(Protocol):
     """Who holds how much of a prompt, as far as is known."""
@@ -27,6 +31,19 @@ class Lookup(Protocol):
     async def prefixes(self, hashes: Sequence[BlockHash]) -> Mapping[Incarnation, int]:
         """Leading blocks of the chain that each live rank holds; empty if there is no answer in time."""
         ...
+
+
+async def hash_in_turns(root: BlockHash, token_ids: Sequence[int], num_blocks: int) -> list[BlockHash]:
+    """The first hashes of a chain; a long prompt's with turns for others between, since 2,048 take some 3 ms."""
+    hashes: list[BlockHash] = []
+    parent = root
+    for start in range(0, num_blocks, BLOCKS_AT_ONCE):
+        end = min(start + BLOCKS_AT_ONCE, num_blocks)
+        hashes += chain_hashes(parent, token_ids[start * BLOCK_TOKENS : end * BLOCK_TOKENS])
+        parent = hashes[-1]
+        if end < num_blocks:
+            await asyncio.sleep(0)
+    return hashes
 
 
 class NoIndex:
@@ -85,7 +102,7 @@ class Chooser:
             return {}
         # all ranks of a cluster serve one model; one that does not would only be credited with nothing
         root = root_hash(bytes.fromhex(info.model_fingerprint), job.cache_salt.encode())
-        return await self._index.prefixes(chain_hashes(root, token_ids)[:num_blocks])
+        return await self._index.prefixes(await hash_in_turns(root, token_ids, num_blocks))
 
     def predict(self, job: Job, held: Mapping[Incarnation, int], tokens_before: int) -> float:
         """Seconds to the first token if `tokens_before` prompt tokens are served first. Raises as `place`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="JSON file with the router's configuration")
     options = parser.parse_args(arguments)
     try:
-        asyncio.run(serve(load_router_config(options.config)))
+        uvloop.run(serve(load_router_config(options.config)))
     except BaleenError as error:
         write_stderr(f"router: {error}\n")
         return error.exit_code
