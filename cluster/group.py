@@ -107,6 +107,7 @@ class RankGroup:
         self.ready: list[Ready] = []
         self._log = Log(write=_writer(plan, number), group=self.name, epoch=self.epoch)
         self._ends: list[Answer] = []
+        self._ended = False
 
     def form(self) -> None:
         """Start all ranks and wait until all serve. Raises what explains best why they do not; then none is left."""
@@ -137,11 +138,16 @@ class RankGroup:
         """Raise EpochEnded, or what ended the first rank, as soon as any rank has ended."""
         if self._first_of(self._ends, 0.0):
             error = self._explain()
+            self._ended = True
             self._log.error("group ended", cause=str(error))
             raise error
 
     def leave(self, reason: str, timeout_s: float) -> None:
-        """Let all ranks finish their requests within `timeout_s` and go; those that do not are killed."""
+        """Let all ranks finish their requests within `timeout_s` and go; those that do not are killed.
+
+        After an end of one there is nothing to finish: the epoch of the others is over too.
+        """
+        timeout_s = 0.0 if self._ended else timeout_s
         answers = [rank.ask_stop(reason, timeout_s) for rank in self._ranks]
         for answer in answers:
             try:

@@ -31,7 +31,7 @@ from tests.support.models import golden_cases
 from tests.support.namespace import processes_here
 
 UP_TIMEOUT_S = 120.0
-BACK_TIMEOUT_S = 60.0
+BACK_TIMEOUT_S = 120.0
 LONG = 200
 PROMPT = "The whale surfaced. " * 20
 ADDRESS = "127.0.0.1:9000"

@@ -171,3 +171,16 @@ def test_all_ranks_are_told_to_leave_also_if_one_gives_no_answer(tmp_path):
     assert [rank.stopped for rank in ranks] == [[("enough", 5.0)]] * 2
     # the group's own log lies beside those of its ranks
     assert (tmp_path / "decode-2.log").read_text().count("its actor is gone") == 2
+
+
+def test_what_is_left_of_a_group_that_ended_is_given_no_time():
+    ranks = [FakeRank(0), FakeRank(1)]
+    for rank in ranks:
+        rank.becomes_ready()
+    formed = group(*ranks)
+    formed.form()
+    ranks[1].ends(-9)
+    with pytest.raises(EpochEnded):
+        formed.check()
+    formed.leave("told to", 30.0)
+    assert [rank.stopped for rank in ranks] == [[("told to", 0.0)]] * 2
