@@ -151,8 +151,14 @@ class RankSession:
         self, call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
     ) -> None:
         while True:
+            asleep = self._clock.now()
             await asyncio.sleep(self._times.probe_s)
-            silence = self._clock.now() - self._heard
+            now = self._clock.now()
+            late = now - asleep - self._times.probe_s
+            if late > self._times.probe_s:
+                # this process got no time: what ranks said meanwhile is there, and was not read yet
+                self._heard = min(now, self._heard + late)
+            silence = now - self._heard
             if silence > self._times.silence_s:
                 self._lose(f"nothing heard for {silence:.1f} s")
                 call.cancel()

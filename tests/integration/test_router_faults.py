@@ -1,6 +1,7 @@
 """One router and fake ranks over real gRPC on loopback: ranks that die, refuse or stall, calls that end early."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -348,6 +349,21 @@ def test_a_silent_rank_is_lost():
             silent.silent = True
             for answer in await asyncio.gather(*tasks):
                 assert answer.tokens == {0: fake_tokens(PROMPT, 20)}
+
+    run(scenario())
+
+
+def test_a_router_that_was_stopped_itself_loses_no_rank():
+    async def scenario():
+        rank = FakeRank()
+        rank.token_delay_s = 0.02
+        times = SessionTimes(probe_s=0.05, silence_s=0.4, open_s=2.0)
+        async with router_with([rank], session=times) as client:
+            task = asyncio.create_task(client.generate(request(PROMPT, max_tokens=20)))
+            await eventually(lambda: rank.num_tokens >= 3)
+            time.sleep(1.0)  # noqa: ASYNC251  (nothing in this process runs meanwhile)
+            assert (await task).tokens == {0: fake_tokens(PROMPT, 20)}
+            assert len(rank.submits) == 1
 
     run(scenario())
 
