@@ -41,7 +41,6 @@ def submit_from_proto(message: worker_pb2.Submit, *, now: float, traceparent: st
         deadline=_deadline(message, now),
         cache_salt=message.cache_salt,
         num_delivered=message.num_delivered,
-        first_index=message.first_index,
         ticket=message.ticket or None,
         traceparent=message.traceparent or traceparent,
     )

@@ -134,7 +134,6 @@ class Submit(_message.Message):
     NUM_DELIVERED_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
-    FIRST_INDEX_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the life of the rank."""
     priority: _builtins.int
@@ -144,13 +143,13 @@ class Submit(_message.Message):
     cache_salt: _builtins.str
     """Requests with the same salt share cached blocks."""
     num_delivered: _builtins.int
-    """How many of token_ids, at their end, are output of this request already."""
+    """How many of token_ids, at their end, are output of this request already. One of several completions goes on alone,
+    with n 1 and a seed of its own.
+    """
     ticket: _builtins.str
     """Of the reservation that holds transferred blocks for it, or empty."""
     traceparent: _builtins.str
     """W3C trace context of whoever asks, or empty."""
-    first_index: _builtins.int
-    """The number of the first completion. A completion of several that moves here comes alone, with n 1, under its number."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, and after it tokens that were delivered before the request moved here."""
@@ -171,11 +170,10 @@ class Submit(_message.Message):
         num_delivered: _builtins.int = ...,
         ticket: _builtins.str = ...,
         traceparent: _builtins.str = ...,
-        first_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "first_index", b"first_index", "num_delivered", b"num_delivered", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "sampling", b"sampling", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "num_delivered", b"num_delivered", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "sampling", b"sampling", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015

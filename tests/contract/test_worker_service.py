@@ -7,6 +7,7 @@ import pytest
 
 from baleen.errors import AlreadyRunning, InvalidRequest
 from baleen.reports import FinishReason
+from baleen.seeds import completion_seed
 from baleen.v1 import worker_pb2
 from tests.support.fake_rank import FakeRank
 from tests.support.rank_client import rank_processes
@@ -112,13 +113,14 @@ async def test_the_same_request_gives_the_same_tokens_also_continued_elsewhere(r
 
 
 @async_test
-async def test_one_of_several_completions_continues_alone_under_its_number(ranks):
+async def test_one_of_several_completions_continues_alone_with_its_own_seed(ranks):
     async with connected(ranks) as client, client.session() as session:
         options = {"max_tokens": 9, "temperature": 1.0, "seed": 11}
         await session.submit("three", [9, 8], n=3, **options)
         whole, _ = await session.finish("three", 2)
-        await session.submit("third", [9, 8, *whole[:4]], num_delivered=4, first_index=2, **options)
-        rest, _ = await session.finish("third", 2)
+        alone = {**options, "seed": completion_seed(11, 2)}
+        await session.submit("third", [9, 8, *whole[:4]], num_delivered=4, **alone)
+        rest, _ = await session.finish("third")
         assert rest == whole[4:]
 
 

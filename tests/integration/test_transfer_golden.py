@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from baleen.config import CacheConfig, ModelConfig, RankConfig
+from baleen.seeds import completion_seed
 from tests.support.loop_rank import Rank, RealModel
 from tests.support.models import golden_cases, load_whole, make_golden_checkpoint
 from workers.cache.tensors import CacheBytes
@@ -175,12 +176,12 @@ def test_a_request_that_moves_gets_the_remaining_tokens(golden, sampling):
             known = prompt + tokens[:delivered]
             name = f"moved-{next(count)}"
             ticket = move(first, second, name, known) if delivered == 7 else None
-            alone = {**options, "n": 1}
-            second.submit(name, known, num_delivered=delivered, first=index, ticket=ticket, **alone)
+            alone = {**options, "n": 1, "seed": completion_seed(options.get("seed", 7), index)}
+            second.submit(name, known, num_delivered=delivered, ticket=ticket, **alone)
             second.step_until(lambda name=name: any(end[0] == name for end in second.finishes()))
             outputs = [output for output in second.outputs if output.request_id == name]
             assert [token.token_id for output in outputs for token in output.tokens] == tokens[delivered:]
             assert [output.position for output in outputs] == list(range(delivered, len(tokens)))
-            assert (outputs[-1].finish, outputs[-1].index) == (ends[index], index)
+            assert (outputs[-1].finish, outputs[-1].index) == (ends[index], 0)
             assert outputs[-1].num_prompt_tokens == len(prompt)
     close(first, second)

@@ -253,7 +253,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
             self._refuse(session, submit.request_id, error)
             return
         now = asyncio.get_running_loop().time()
-        for index in range(submit.first_index, submit.first_index + sampling.n):
+        for index in range(sampling.n):
             self._running.append(
                 _Running(
                     session=session,

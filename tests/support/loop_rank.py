@@ -132,7 +132,6 @@ class Rank:
         priority=0,
         cache_salt="",
         num_delivered=0,
-        first=0,
         ticket=None,
         **sampling,
     ):
@@ -146,7 +145,6 @@ class Rank:
                 priority=priority,
                 cache_salt=cache_salt or salt,
                 num_delivered=num_delivered,
-                first_index=first,
                 ticket=ticket,
             )
         )

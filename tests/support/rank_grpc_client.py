@@ -48,7 +48,7 @@ class SessionClient:
         """A greedy request that only its length ends, unless `sampling` options say otherwise."""
         own = {
             name: options.pop(name)
-            for name in ("remaining_s", "num_delivered", "first_index", "ticket", "cache_salt")
+            for name in ("remaining_s", "num_delivered", "ticket", "cache_salt")
             if name in options
         }
         sampling = SamplingParams(**{"max_tokens": 8, "temperature": 0.0, "ignore_eos": True, **options})

@@ -218,7 +218,6 @@ class StepLoop:
                 priority=command.priority,
                 deadline=command.deadline,
                 num_delivered=command.num_delivered,
-                first_index=command.first_index,
             )
             self._scheduler.submit_all(requests, unpin=claim.unpin if claim is not None else None)
         except BaleenError:

@@ -17,7 +17,7 @@ class Submit:
     """Start a request. `deadline` is in the rank's own clock; requests share cached blocks within one salt only.
 
     num_delivered: tokens at the end of `token_ids` that are output already, of a request that moved here; with n above
-    1 each completion moves alone, with n 1 here and its own number as first_index. ticket: of the reservation whose
+    1 each completion moves alone, with n 1 here and its own seed (`baleen.seeds`). ticket: of the reservation whose
     blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty.
     """
 
@@ -28,7 +28,6 @@ class Submit:
     deadline: float | None = None
     cache_salt: str = ""
     num_delivered: int = 0
-    first_index: int = 0
     ticket: str | None = None
     traceparent: str = ""
 

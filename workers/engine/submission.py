@@ -28,11 +28,10 @@ def expand_submission(
     deadline: float | None = None,
     new_token_mask: Callable[[], TokenMask] | None = None,
     num_delivered: int = 0,
-    first_index: int = 0,
 ) -> list[Request]:
-    """The `sampling.n` requests of one submission, in order of their index, which begins at `first_index`.
+    """The `sampling.n` requests of one submission, in order of their index.
 
-    num_delivered: tokens at the end of `prompt_ids` that are output already, of the one completion `first_index`.
+    num_delivered: tokens at the end of `prompt_ids` that are output already, of a completion that goes on alone.
 
     Without a seed in `sampling` a random one is drawn. Without `prefix_cache` the salt is made unique, so that only
     these requests share blocks with each other. new_token_mask is called once per completion.
@@ -63,7 +62,7 @@ def expand_submission(
             token_mask=new_token_mask() if new_token_mask else None,
             num_delivered=num_delivered,
         )
-        for index in range(first_index, first_index + sampling.n)
+        for index in range(sampling.n)
     ]
     for request in requests:
         if request.token_mask is not None:

@@ -43,7 +43,6 @@ async def test_commands_become_what_the_step_loop_obeys():
             seed=9,
             remaining_s=2.5,
             num_delivered=1,
-            first_index=2,
             ticket="t",
             cache_salt="salt",
             stop=("end",),
@@ -51,7 +50,7 @@ async def test_commands_become_what_the_step_loop_obeys():
         (submit,) = await rank.commands(1)
         assert isinstance(submit, Submit)
         assert (submit.request_id, submit.token_ids, submit.sampling.seed) == ("a", (5, 6, 7), 9)
-        assert (submit.deadline, submit.num_delivered, submit.first_index, submit.ticket) == (1002.5, 1, 2, "t")
+        assert (submit.deadline, submit.num_delivered, submit.ticket) == (1002.5, 1, "t")
         assert (submit.cache_salt, submit.traceparent, submit.sampling.stop) == ("salt", "00-of-the-session", ("end",))
         await session.send(
             prefill=worker_pb2.Prefill(

@@ -85,9 +85,9 @@ def test_what_is_no_prompt_is_refused(prompt: Any, sampling: Any, field: str, me
 
 def test_delivered_tokens_are_output_and_their_completion_goes_on() -> None:
     sampling = SamplingParams(max_tokens=5, seed=5)
-    (request,) = expand([1, 2, 3, 4], sampling=sampling, num_delivered=3, first_index=2)
+    (request,) = expand([1, 2, 3, 4], sampling=sampling, num_delivered=3)
     assert (request.num_prompt, request.num_output, request.output_ids, request.max_tokens) == (1, 3, [2, 3, 4], 6)
-    assert request.index == 2 and request.seed == completion_seed(5, 2)
+    assert request.index == 0 and request.seed == 5
 
 
 def test_a_mask_sees_delivered_tokens_first() -> None:
