@@ -44,6 +44,12 @@ def _oneofs(message):
     return [one for number, one in enumerate(message.oneof_decl) if number not in optional]
 
 
+def test_buf_has_nothing_to_say_about_the_sources():
+    buf = Path(sys.executable).parent / "buf"
+    done = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_generated_code_is_current(tmp_path):
     subprocess.run([sys.executable, str(ROOT / "proto" / "generate.py"), str(tmp_path)], check=True, timeout=120)
 
