@@ -146,8 +146,8 @@ def router_program(stdin: Connection, stdout: Connection, log: str, config: str)
     os.dup2(1, 2)
     import uvloop
 
+    from cluster.router_process import serve
     from router.config import load_router_config
-    from router.main import serve
 
     uvloop.run(serve(load_router_config(Path(config))))
 
