@@ -29,9 +29,14 @@ def tokenizer_files(name: BundledTokenizer, *, max_length: int) -> TokenizerFile
     strings, ids 0 (begin), 1 (end) and 2 (padding), and no beginning added by themselves.
     """
     text = (files("baleen") / "data" / f"{name}.tokenizer.json").read_text(encoding="utf-8")
+    return files_of_tokenizer(text, name=name, max_length=max_length)
+
+
+def files_of_tokenizer(text: str, *, name: str, max_length: int) -> TokenizerFiles:
+    """The files for the content of a tokenizer.json that has the two strings above; `name` is for errors."""
     raw = json.loads(text)
     ids = {*raw["model"]["vocab"].values(), *(token["id"] for token in raw["added_tokens"])}
-    assert ids == set(range(len(ids))), f"ids of the bundled tokenizer {name} have gaps"
+    assert ids == set(range(len(ids))), f"ids of the tokenizer {name} have gaps"
     config = {
         "add_bos_token": False,
         "add_eos_token": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,8 @@ from workers.model.formula import Formula, formula_tensor
 from workers.model.names import Kind, TensorRule, tensor_rules
 
 StoredDtype = Literal["float32", "bfloat16", "float8"]
+Values = Callable[[TensorRule], torch.Tensor]
+"""The float32 values of a tensor."""
 
 _YARN = {
     "type": "yarn",
@@ -134,13 +136,30 @@ def make_checkpoint(directory: Path, recipe: CheckpointRecipe, *, overwrite: boo
     stderr where that is a terminal. Raises ConfigError on sizes that no model can have, a tokenizer with more ids than
     the vocabulary, or a directory that is in use.
     """
+
+    def formula_values(rule: TensorRule) -> torch.Tensor:
+        return formula_tensor(rule, formula=recipe.formula, seed=recipe.seed)
+
+    tokenizer = _tokenizer(recipe, _spec(recipe))
+    return write_checkpoint(directory, recipe, formula_values, tokenizer, overwrite=overwrite, progress=progress)
+
+
+def write_checkpoint(
+    directory: Path,
+    recipe: CheckpointRecipe,
+    values: Values,
+    tokenizer: TokenizerFiles | None,
+    *,
+    overwrite: bool = False,
+    progress: bool,
+) -> ModelSpec:
+    """Write a checkpoint whose tensors have the float32 `values`, with any tokenizer; else as `make_checkpoint`.
+
+    The recipe's formula, seed and tokenizer are not looked at.
+    """
     if recipe.num_shards < 1:
         raise ConfigError(f"shards is {recipe.num_shards}, must be at least 1")
-    try:
-        spec = model_spec_from_config(recipe.full_config(), source="sizes")
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
-    tokenizer = _tokenizer(recipe, spec)
+    spec = _spec(recipe)
     try:
         _prepare(directory, overwrite)
         _write_json(directory / "config.json", recipe.full_config())
@@ -150,10 +169,17 @@ def make_checkpoint(directory: Path, recipe: CheckpointRecipe, *, overwrite: boo
             (directory / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
             (directory / "tokenizer_config.json").write_text(tokenizer.tokenizer_config_json, encoding="utf-8")
         # The index comes last: without it, a directory that was only half written is refused.
-        _write_json(directory / INDEX_NAME, _write_shards(directory, spec, recipe, progress))
+        _write_json(directory / INDEX_NAME, _write_shards(directory, spec, recipe, values, progress))
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error.strerror or error}") from error
     return spec
+
+
+def _spec(recipe: CheckpointRecipe) -> ModelSpec:
+    try:
+        return model_spec_from_config(recipe.full_config(), source="sizes")
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _tokenizer(recipe: CheckpointRecipe, spec: ModelSpec) -> TokenizerFiles | None:
@@ -177,7 +203,9 @@ def _prepare(directory: Path, overwrite: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_shards(directory: Path, spec: ModelSpec, recipe: CheckpointRecipe, progress: bool) -> dict[str, Any]:
+def _write_shards(
+    directory: Path, spec: ModelSpec, recipe: CheckpointRecipe, values: Values, progress: bool
+) -> dict[str, Any]:
     """Write all shards, one in memory at a time; returns the index."""
     names = [name for rule in tensor_rules(spec) for name in _stored_names(rule, recipe.dtype)]
     per_shard = -(-len(names) // recipe.num_shards)
@@ -186,7 +214,7 @@ def _write_shards(directory: Path, spec: ModelSpec, recipe: CheckpointRecipe, pr
     part: dict[str, torch.Tensor] = {}
     total_bytes = 0
     with tqdm(total=len(names), desc="make", unit="tensor", disable=None if progress else True) as bar:
-        for name, tensor in _stored_tensors(spec, recipe):
+        for name, tensor in _stored_tensors(spec, recipe.dtype, values):
             shard = f"model-{len(placed) // per_shard + 1:05d}-of-{num_shards:06d}.safetensors"
             placed[name] = shard
             part[name] = tensor
@@ -205,18 +233,18 @@ def _stored_names(rule: TensorRule, dtype: StoredDtype) -> tuple[str, ...]:
     return (rule.name, rule.scale_name) if rule.quantisable and dtype == "float8" else (rule.name,)
 
 
-def _stored_tensors(spec: ModelSpec, recipe: CheckpointRecipe) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored_tensors(spec: ModelSpec, dtype: StoredDtype, values: Values) -> Iterator[tuple[str, torch.Tensor]]:
     """Stored names and tensors in file order; a scale follows its weight."""
     for rule in tensor_rules(spec):
-        values = formula_tensor(rule, formula=recipe.formula, seed=recipe.seed)
-        if rule.kind in (Kind.NORM, Kind.BIAS) or recipe.dtype == "float32":
-            yield rule.name, values
-        elif rule.quantisable and recipe.dtype == "float8":
-            quantised, scales = quantise_weight(values)
+        tensor = values(rule)
+        if rule.kind in (Kind.NORM, Kind.BIAS) or dtype == "float32":
+            yield rule.name, tensor
+        elif rule.quantisable and dtype == "float8":
+            quantised, scales = quantise_weight(tensor)
             yield rule.name, quantised
             yield rule.scale_name, scales
         else:
-            yield rule.name, values.to(torch.bfloat16)
+            yield rule.name, tensor.to(torch.bfloat16)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

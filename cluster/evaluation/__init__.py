@@ -1,0 +1,1 @@
+"""Evaluation of a served chat model on held-out instances."""
