@@ -15,6 +15,7 @@ from baleen.errors import (
     QueueFull,
     UnknownName,
 )
+from baleen.tls_config import TlsConfig
 from baleen.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import open_channel
 from baleen.wire.errors import (
@@ -52,7 +53,7 @@ async def call(error):
     """What a client gets."""
     server, _ = new_server()
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(Failing(error), server)
-    address = listen(server, "127.0.0.1:0")
+    address = listen(server, "127.0.0.1:0", TlsConfig())
     await server.start()
     async with open_channel(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
