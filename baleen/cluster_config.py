@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role, TraceConfig
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role, TraceConfig, TransferConfig
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
 from baleen.tls_config import TlsConfig
@@ -215,6 +215,7 @@ class ClusterConfig:
     group: GroupConfig = field(default_factory=GroupConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
 
     def __post_init__(self) -> None:
         """Raise ConfigError on pools that together cannot serve a request, or share a name."""
@@ -222,6 +223,7 @@ class ClusterConfig:
             _NAME.fullmatch(self.name) is not None,
             f"name is {self.name!r}, must be lower-case letters, digits and hyphens, at most 32, a letter first",
         )
+        self.transfer.require_clear(self.tls)
         names = [pool.name for pool in self.pools]
         repeated = next((name for name in names if names.count(name) > 1), None)
         _require(repeated is None, f"the pool name {repeated!r} stands twice, must be unique")

@@ -14,6 +14,7 @@ CacheDtype = Literal["float32", "bfloat16", "float8"]
 AttentionForm = Literal["auto", "mha", "absorbed"]
 Level = Literal["info", "warning", "error", "off"]
 Role = Literal["prefill", "decode", "mixed"]
+TransportName = Literal["tcp", "nixl"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -199,6 +200,31 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig:
+    """How blocks move between ranks, the same for all of a cluster.
+
+    transport: `tcp` sends them over the connection, `nixl` lets the receiver read them by NIXL, which needs its package
+    on every machine and does not go with `tls`. What is asked for is what runs: there is no falling back.
+    """
+
+    transport: TransportName = "tcp"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError on an unknown transport."""
+        names = get_args(TransportName)
+        _require(
+            self.transport in names, f"transfer.transport is {self.transport!r}, must be one of {', '.join(names)}"
+        )
+
+    def require_clear(self, tls: TlsConfig) -> None:
+        """Raise ConfigError if blocks were to move in the clear beside connections under TLS."""
+        _require(
+            self.transport != "nixl" or not tls.enabled,
+            "transfer.transport is 'nixl' and tls is set: NIXL moves blocks in the clear, so only one can be had",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceConfig:
     """Where spans of requests go, and of which requests.
 
@@ -238,9 +264,11 @@ class RankConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     traces: TraceConfig = field(default_factory=TraceConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     log_level: Level = "info"
 
     def __post_init__(self) -> None:
         """Raise ConfigError on an unknown choice."""
+        self.transfer.require_clear(self.tls)
         levels = get_args(Level)
         _require(self.log_level in levels, f"log_level is {self.log_level!r}, must be one of {', '.join(levels)}")

@@ -34,6 +34,7 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
             telemetry=config.telemetry,
             redis=redis,
             tls=config.tls,
+            transfer=config.transfer,
             local_host=local_host,
             log_directory=log_directory,
         )

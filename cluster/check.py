@@ -55,6 +55,7 @@ class CheckReport:
             f"model: {spec.num_layers} layers, {spec.num_experts} experts, {spec.max_positions:,} positions",
             f"redis: {config.redis.shown or 'embedded'}",
             f"between routers and ranks, and of transfers: {'TLS' if config.tls.enabled else 'no TLS'}",
+            f"blocks move by {config.transfer.transport}",
             f"ray: {config.ray.address or 'started here'}, authentication {config.ray.auth}",
             f"router: {config.router.replicas} x {config.router.host}:{config.router.port}, policy "
             f"{config.router.policy}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from baleen.cluster_config import GroupConfig, PoolConfig, TelemetryConfig
-from baleen.config import ModelConfig, ParallelConfig, RankConfig, ServeConfig
+from baleen.config import ModelConfig, ParallelConfig, RankConfig, ServeConfig, TransferConfig
 from baleen.errors import BaleenError, EpochEnded
 from baleen.ids import Epoch, new_epoch
 from baleen.redis_config import RedisConfig
@@ -81,6 +81,7 @@ class GroupPlan:
     telemetry: TelemetryConfig
     redis: RedisConfig
     tls: TlsConfig = field(default_factory=TlsConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     local_host: str = ""
     log_directory: str = ""
 
@@ -189,6 +190,7 @@ class RankGroup:
                     metrics_listen=f"{host}:0" if plan.telemetry.rank_metrics else "",
                 ),
                 tls=plan.tls,
+                transfer=plan.transfer,
             )
             for rank, host in zip(self._ranks, hosts, strict=True)
         ]

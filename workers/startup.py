@@ -23,6 +23,7 @@ from workers.model.runner import COMPUTE_DTYPES, Runner
 from workers.parallel.group import Group
 from workers.parallel.join import open_group
 from workers.transfer.moves import Moves
+from workers.transfer.nixl_payload import NixlPayload, import_nixl
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
 
@@ -86,6 +87,9 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, 
 
     Raises CheckpointError, ConfigError, EpochEnded.
     """
+    if config.transfer.transport == "nixl":
+        # missing, it should not be noticed only after the weights are there
+        import_nixl()
     group.report("load")
     with Checkpoint.open(config.model.path) as checkpoint:
         weights, times = load_weights(
@@ -130,14 +134,17 @@ def _open_transport(
         return None
     host, _, port = serve.transfer_listen.rpartition(":")
     host = host.strip("[]") or config.parallel.host
+    cache = CacheBytes(runner.cache, record_format)
+    payload = NixlPayload(cache) if config.transfer.transport == "nixl" else None
     try:
         return TcpTransport(
             host,
-            CacheBytes(runner.cache, record_format),
+            cache,
             fingerprint.hex(),
             port=int(port or 0),
             advertise=serve.transfer_advertise,
             tls=Tls.open(config.tls),
+            payload=payload,
             log=log,
         )
     except OSError as error:

@@ -14,6 +14,8 @@ from baleen.blocks import BlockHash
 from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockLayout
 from workers.transfer import protocol
+from workers.transfer.nixl_payload import NixlPayload, address_of
+from workers.transfer.payload import Payload, StreamPayload
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
 from workers.transfer.transport import BlockPushed, CacheIdentity, Landing, Push, PushEnded, TransferNews
@@ -21,6 +23,9 @@ from workers.transfer.transport import BlockPushed, CacheIdentity, Landing, Push
 LAYOUT = BlockLayout("test numbers", 3, 500, 77)
 MODEL = "ab" * 16
 IDENTITY = CacheIdentity(MODEL, LAYOUT)
+NIXL_ENVIRONMENT = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
+"""Without shared memory, so that ranks on one machine talk as those on two do."""
+
 TIMEOUT_S = 20.0
 """Bounds every wait of a test; nothing takes nearly as long."""
 
@@ -42,6 +47,10 @@ class Memory:
             pieces.append(rest[:size])
             rest = rest[size:]
         return pieces
+
+    def regions(self) -> list[tuple[int, int]]:
+        """See BlockBytes."""
+        return [(address_of(memoryview(block)), len(block)) for block in self.blocks]
 
 
 class News:
@@ -90,11 +99,14 @@ class Side:
         model: str = MODEL,
         layout: BlockLayout = LAYOUT,
         tls: Tls | None = None,
+        nixl: bool = False,
     ) -> None:
         self.memory = Memory(num_blocks, seed, layout)
         self.news = News()
         self.lines: SimpleQueue[str] = SimpleQueue()
-        self.transport = TcpTransport("127.0.0.1", self.memory, model, tls=tls, log=Log(write=self.lines.put))
+        self.payload: Payload = NixlPayload(self.memory) if nixl else StreamPayload()
+        log = Log(write=self.lines.put)
+        self.transport = TcpTransport("127.0.0.1", self.memory, model, tls=tls, payload=self.payload, log=log)
         self.transport.start(self.news.post)
         self.before = [bytes(block) for block in self.memory.blocks]
 
@@ -123,7 +135,10 @@ def failure_of(news: News) -> str | None:
 class RawSender:
     """A sender that says exactly what a test wants."""
 
-    def __init__(self, address: str, tls: Tls | None = None) -> None:
+    def __init__(self, address: str, tls: Tls | None = None, *, nixl: bool = False) -> None:
+        self._memory = Memory(4, 0)
+        self._num_sent = 0
+        self._payload: Payload = NixlPayload(self._memory) if nixl else StreamPayload()
         host, _, port = address.rpartition(":")
         self.sock = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
         if tls is not None:
@@ -139,7 +154,8 @@ class RawSender:
         self, ticket: str, num_blocks: int, first_block: int = 0, identity: CacheIdentity = IDENTITY
     ) -> protocol.Answer:
         """Say hello and read the answer."""
-        hello = protocol.Hello("10.0.0.9:1", identity, ticket, first_block, num_blocks)
+        words = self._payload.name, self._payload.metadata
+        hello = protocol.Hello("10.0.0.9:1", identity, ticket, first_block, num_blocks, *words)
         protocol.send_hello(self.sock, hello)
         return protocol.receive_answer(self.sock)
 
@@ -153,7 +169,11 @@ class RawSender:
             len(payload),
             protocol.checksum([memoryview(payload)]),
         )
-        self.sock.sendall(protocol.pack_header(replace(header, **changed)) + payload)  # type: ignore[arg-type]
+        # each in memory of its own, since the receiver may come for it later
+        self._memory.blocks[self._num_sent][:] = payload
+        views = self._payload.after_header(self._memory.views(self._num_sent))
+        self._num_sent += 1
+        self.sock.sendall(protocol.pack_header(replace(header, **changed)) + b"".join(views))  # type: ignore[arg-type]
 
     def ack(self) -> tuple[int, protocol.AckStatus]:
         """The next acknowledgement."""

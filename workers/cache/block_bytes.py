@@ -44,6 +44,10 @@ class BlockBytes(Protocol):
         """
         ...
 
+    def regions(self) -> list[tuple[int, int]]:
+        """Address and bytes of each piece of memory in which blocks lie, for a network to register once."""
+        ...
+
 
 def export_block(cache: BlockBytes, block_id: int) -> bytes:
     """A copy of the whole block as contiguous bytes."""

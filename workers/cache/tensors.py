@@ -77,6 +77,10 @@ class CacheBytes:
         """See BlockBytes."""
         return [memoryview(part[block_id]) for part in self._parts]
 
+    def regions(self) -> list[tuple[int, int]]:
+        """See BlockBytes."""
+        return [(part.ctypes.data, part.nbytes) for part in self._parts]
+
 
 def _by_block(tensor: torch.Tensor, num_blocks: int) -> npt.NDArray[np.uint8]:
     """A tensor's own memory as [num_blocks, bytes of one block]."""

@@ -7,18 +7,21 @@
                                          <-   _ACK                             for each block, in order
 
 A connection carries blocks of one ticket, in the order of the prompt. Every field of a block's header is compared with
-what the receiver expects, and the payload with its CRC-32; numbers are little-endian.
+what the receiver expects, and the payload with its CRC-32; numbers are little-endian. With the transport `nixl` the
+addresses of the block's pieces stand where the payload does, which the receiver then reads by itself.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import socket
 import ssl
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Any
@@ -34,7 +37,9 @@ VERSION = 1
 _PREFIX = struct.Struct("<4sHI")
 _BLOCK = struct.Struct("<4sH16s16sI16sQI")
 _ACK = struct.Struct("<IB")
-_MOST_JSON_BYTES = 8192
+_MOST_JSON_BYTES = 1 << 18
+"""Room for the NIXL metadata of some thousand layers."""
+
 _MOST_VIEWS = 512
 """Buffers of one system call; Linux takes 1024."""
 
@@ -51,13 +56,18 @@ class AckStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A sender's first words. It will send blocks first_block to first_block + num_blocks - 1."""
+    """A sender's first words. It will send blocks first_block to first_block + num_blocks - 1.
+
+    transport, metadata: of its `Payload`.
+    """
 
     sender: str
     identity: CacheIdentity
     ticket: str
     first_block: int
     num_blocks: int
+    transport: str
+    metadata: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,8 @@ def checksum(views: Iterable[memoryview]) -> int:
 
 def send_hello(sock: socket.socket, hello: Hello) -> None:
     """Raises OSError."""
-    _send_json(sock, asdict(hello))
+    metadata = {"data": base64.b64encode(hello.metadata).decode(), "checksum": zlib.crc32(hello.metadata)}
+    _send_json(sock, {**asdict(replace(hello, metadata=b"")), "metadata": metadata})
 
 
 def receive_hello(sock: socket.socket) -> Hello:
@@ -103,11 +114,17 @@ def receive_hello(sock: socket.socket) -> Hello:
     body = _receive_json(sock)
     try:
         identity = CacheIdentity(body["identity"]["model"], BlockLayout(**body["identity"]["layout"]))
-        hello = Hello(body["sender"], identity, body["ticket"], body["first_block"], body["num_blocks"])
-    except (KeyError, TypeError) as error:
+        metadata = base64.b64decode(body["metadata"]["data"], validate=True)
+        crc = body["metadata"]["checksum"]
+        places = body["first_block"], body["num_blocks"]
+        hello = Hello(body["sender"], identity, body["ticket"], *places, body["transport"], metadata)
+    except (KeyError, TypeError, binascii.Error) as error:
         raise TransferError(f"the hello lacks or does not know a field: {error}") from error
     if not isinstance(hello.ticket, str):
         raise TransferError(f"the ticket is {hello.ticket!r}, which is no text")
+    # foreign code takes it apart
+    if zlib.crc32(metadata) != crc:
+        raise TransferError("the metadata in the hello is damaged: its checksum is wrong")
     return hello
 
 

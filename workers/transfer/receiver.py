@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Lock, Thread
 
 from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockBytes
+from workers.transfer.payload import Payload, Source
 from workers.transfer.protocol import (
     BLOCK_HEADER_BYTES,
     AckStatus,
@@ -22,7 +24,6 @@ from workers.transfer.protocol import (
     cut,
     receive_exactly,
     receive_hello,
-    receive_into,
     send_ack,
     send_answer,
     ticket_digest,
@@ -63,9 +64,18 @@ class Receiver:
     """Listens on `port` of `host`; 0 is a free one."""
 
     def __init__(
-        self, host: str, cache: BlockBytes, model: str, *, port: int = 0, tls: Tls | None = None, log: Log | None = None
+        self,
+        host: str,
+        cache: BlockBytes,
+        model: str,
+        payload: Payload,
+        *,
+        port: int = 0,
+        tls: Tls | None = None,
+        log: Log | None = None,
     ) -> None:
         self._cache = cache
+        self._payload = payload
         self._tls = tls
         self._log = log or Log("off")
         self._identity = CacheIdentity(model, cache.layout)
@@ -145,7 +155,8 @@ class Receiver:
             hello = receive_hello(connection)
             entry = self._admit(hello, connection, peer)
             if entry is not None:
-                self._take_blocks(connection, entry)
+                with closing(self._payload.open(hello.metadata)) as source:
+                    self._take_blocks(connection, entry, source)
             failure = None
         except (OSError, TransferError) as error:
             failure = f"transfer from {peer}: {error or type(error).__name__}"
@@ -202,6 +213,11 @@ class Receiver:
 
     def _refusal(self, hello: Hello, peer: str) -> str:
         """Why this hello is not welcome, or an empty text."""
+        if hello.transport != self._payload.name:
+            return (
+                f"transports differ: sender {hello.sender} has {hello.transport}, "
+                f"receiver {self.address} has {self._payload.name}"
+            )
         if hello.identity != self._identity:
             return (
                 f"caches differ: sender {hello.sender} has {hello.identity}, "
@@ -222,7 +238,7 @@ class Receiver:
             )
         return ""
 
-    def _take_blocks(self, connection: socket.socket, entry: _Ticket) -> None:
+    def _take_blocks(self, connection: socket.socket, entry: _Ticket, source: Source) -> None:
         landing = entry.landing
         num_landed = 0
         while num_landed < len(landing.block_ids):
@@ -234,11 +250,11 @@ class Receiver:
             self._check_header(header, landing, num_landed)
             if place < num_landed:
                 # it may be in use by now, so what comes again is read into nowhere
-                receive_exactly(connection, header.num_bytes)
+                source.skip(connection, header.num_bytes)
                 send_ack(connection, header.index, AckStatus.DUPLICATE)
                 continue
             views = self._cache.views(landing.block_ids[place])
-            receive_into(connection, views)
+            source.fill(connection, views)
             if checksum(views) != header.checksum:
                 with self._lock:
                     self.counts.damaged += 1

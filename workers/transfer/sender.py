@@ -12,6 +12,7 @@ from threading import Lock, Thread
 
 from baleen.blocks import BlockHash
 from workers.cache.block_bytes import BlockBytes
+from workers.transfer.payload import Payload
 from workers.transfer.protocol import (
     AckStatus,
     BlockHeader,
@@ -54,6 +55,7 @@ class TcpPush:
         hello: Hello,
         cache: BlockBytes,
         tls: Tls | None,
+        payload: Payload,
         post: Callable[[TransferNews], object],
     ) -> None:
         self._number = number
@@ -61,6 +63,7 @@ class TcpPush:
         self._hello = hello
         self._cache = cache
         self._tls = tls
+        self._payload = payload
         self._post = post
         self._identity = hello.identity.digest
         self._ticket = ticket_digest(hello.ticket)
@@ -151,7 +154,7 @@ class TcpPush:
             self._cache.layout.block_bytes,
             checksum(views),
         )
-        send_all(sock, [memoryview(pack_header(header)), *views])
+        send_all(sock, [memoryview(pack_header(header)), *self._payload.after_header(views)])
         self._unacknowledged.append(item.index)
 
     def _read_ack(self, sock: socket.socket) -> None:
@@ -179,11 +182,13 @@ def open_push(
     cache: BlockBytes,
     model: str,
     tls: Tls | None,
+    payload: Payload,
     post: Callable[[TransferNews], object],
 ) -> TcpPush:
     """Begin a transfer. sender: this rank's own address, for the peer's refusals."""
     identity = CacheIdentity(model, cache.layout)
-    return TcpPush(number, address, Hello(sender, identity, ticket, first_block, num_blocks), cache, tls, post)
+    hello = Hello(sender, identity, ticket, first_block, num_blocks, payload.name, payload.metadata)
+    return TcpPush(number, address, hello, cache, tls, payload, post)
 
 
 def _family(address: str) -> socket.AddressFamily:

@@ -1,4 +1,7 @@
-"""The default transport: TCP between ranks, plain or under TLS, threads, no copies beside those of system and TLS."""
+"""The transport: TCP between ranks, plain or under TLS, threads, no copies beside those of system and TLS.
+
+A `Payload` other than the stream takes the blocks themselves off the connection.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 
 from baleen.telemetry import Log
 from workers.cache.block_bytes import BlockBytes
+from workers.transfer.payload import Payload, StreamPayload
 from workers.transfer.receiver import Receiver
 from workers.transfer.sender import TcpPush, open_push
 from workers.transfer.tls import Tls
@@ -15,7 +19,8 @@ from workers.transfer.transport import Landing, TransferNews, TransportCounts
 class TcpTransport:
     """A `Transport`. It listens from the beginning; port 0 is a free one of `host`. model: fingerprint, hex.
 
-    advertise: the `host:port` that peers are told; empty: the one that it listens on. Refused peers are logged.
+    advertise: the `host:port` that peers are told; empty: the one that it listens on. payload: how the bytes of
+    blocks move; in the clear only, where it is not the stream. Refused peers are logged.
     """
 
     def __init__(
@@ -27,13 +32,16 @@ class TcpTransport:
         port: int = 0,
         advertise: str = "",
         tls: Tls | None = None,
+        payload: Payload | None = None,
         log: Log | None = None,
     ) -> None:
-        self.name = "tcp+tls" if tls else "tcp"
+        self._payload = payload or StreamPayload()
+        assert tls is None or self._payload.name == "tcp", "only the stream goes through the connection"
+        self.name = "tcp+tls" if tls else self._payload.name
         self._cache = cache
         self._model = model
         self._tls = tls
-        self._receiver = Receiver(host, cache, model, port=port, tls=tls, log=log)
+        self._receiver = Receiver(host, cache, model, self._payload, port=port, tls=tls, log=log)
         self._advertise = advertise
         self._post: Callable[[TransferNews], object] | None = None
 
@@ -73,6 +81,7 @@ class TcpTransport:
             cache=self._cache,
             model=self._model,
             tls=self._tls,
+            payload=self._payload,
             post=self._post,
         )
 
