@@ -2,7 +2,8 @@
 
     python -m benchmarks.transfer_throughput [--blocks 400] [--rounds 3]
 
-Each transport in turn, several times around, so that all meet the same noise; in the clear and under TLS 1.3. The block
+Each transport in turn, several times around, so that all meet the same noise: in the clear, under TLS 1.3,
+and by NIXL over TCP (UCX_TLS and UCX_NET_DEVICES choose otherwise). The block
 is the full model's in the float8 format: 62 layers of 41,984 bytes of latent records and 8,448 bytes of index keys, 3.1
 MB. mb_per_s: payload of all blocks from the hello to the last acknowledgement, checksums on both sides included.
 checksum_mb_per_s: CRC-32 alone, over a block's pieces. first_block_ms: from the start of a transfer to its first
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -26,6 +28,7 @@ from baleen.blocks import BlockHash
 from baleen.tls_config import TlsConfig
 from tests.support.certificates import Authority, tls_config
 from workers.cache.block_bytes import BlockLayout
+from workers.transfer.nixl_payload import NixlPayload, address_of
 from workers.transfer.protocol import checksum
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
@@ -55,16 +58,27 @@ class Memory:
             start += size
         return pieces
 
+    def regions(self) -> list[tuple[int, int]]:
+        """See BlockBytes."""
+        return [(address_of(memoryview(block)), len(block)) for block in self._blocks]
+
 
 def name_of(index: int) -> BlockHash:
     """Any name that both sides agree on."""
     return BlockHash(index.to_bytes(16, "little"))
 
 
-def receive(rounds: int, blocks: int, config: TlsConfig, pipe: Connection) -> None:
+def open_transport(config: TlsConfig, nixl: bool) -> TcpTransport:
+    """One side of it."""
+    memory = Memory()
+    payload = NixlPayload(memory) if nixl else None
+    return TcpTransport("127.0.0.1", memory, MODEL, tls=Tls.open(config), payload=payload)
+
+
+def receive(rounds: int, blocks: int, config: TlsConfig, nixl: bool, pipe: Connection) -> None:
     """The receiving process: one landing per round, then its CPU time."""
     news: SimpleQueue[TransferNews] = SimpleQueue()
-    transport = TcpTransport("127.0.0.1", Memory(), MODEL, tls=Tls.open(config))
+    transport = open_transport(config, nixl)
     transport.start(news.put)
     for number in range(rounds):
         names = tuple(name_of(index) for index in range(blocks))
@@ -103,14 +117,14 @@ def checksum_speed() -> float:
     return rounds * LAYOUT.block_bytes / (time.monotonic() - begin)
 
 
-def measure(config: TlsConfig, rounds: int, blocks: int) -> dict[str, Any]:
+def measure(config: TlsConfig, nixl: bool, rounds: int, blocks: int) -> dict[str, Any]:
     """Some transfers to a fresh process."""
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    peer = context.Process(target=receive, args=(rounds, blocks, config, there))
+    peer = context.Process(target=receive, args=(rounds, blocks, config, nixl, there))
     peer.start()
     news: SimpleQueue[TransferNews] = SimpleQueue()
-    transport = TcpTransport("127.0.0.1", Memory(), MODEL, tls=Tls.open(config))
+    transport = open_transport(config, nixl)
     transport.start(news.put)
     address = here.recv()
     begin = time.process_time()
@@ -135,9 +149,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    # without shared memory, as between two machines
+    os.environ.setdefault("UCX_TLS", "tcp,self")
+    os.environ.setdefault("UCX_NET_DEVICES", "lo")
     with tempfile.TemporaryDirectory() as directory:
         tls = tls_config(Authority(Path(directory)), "rank", "127.0.0.1")
-        turns = [measure(config, 1, arguments.blocks) for _ in range(arguments.rounds) for config in (TlsConfig(), tls)]
+        kinds = [(TlsConfig(), False), (tls, False), (TlsConfig(), True)]
+        turns = [measure(*kind, 1, arguments.blocks) for _ in range(arguments.rounds) for kind in kinds]
     result = {
         "block_bytes": LAYOUT.block_bytes,
         "blocks": arguments.blocks,

@@ -1,5 +1,5 @@
 """The golden tokens through router, ranks and Redis, all of them processes: at any expert parallelism of prefill and
-decode, cold, cached, moved between ranks, and after a preemption.
+decode, cold, cached, moved between ranks by each transport, and after a preemption.
 """
 
 import asyncio
@@ -46,21 +46,22 @@ class Topology:
     policy: str
     golden: str
     tls: bool = False
+    transport: str = "tcp"
 
     @property
     def groups(self):
-        decode = GroupPlan(
-            name="tokens", role="decode" if self.prefill else "mixed", ep=self.decode, num_blocks=SMALL_POOL
-        )
+        moves = {"transfer": {"transport": self.transport}}
+        role = "decode" if self.prefill else "mixed"
+        decode = GroupPlan(name="tokens", role=role, ep=self.decode, num_blocks=SMALL_POOL, sections=moves)
         if not self.prefill:
             return [decode]
         # chunks of less than a block, so that blocks leave while others are computed
-        small = {"engine": {"max_chunk_tokens": 50}}
+        small = {"engine": {"max_chunk_tokens": 50}, **moves}
         return [GroupPlan(name="prompts", role="prefill", ep=self.prefill, sections=small), decode]
 
 
 TOPOLOGIES = {
-    "1+2": Topology(1, 2, "round_robin", "dev_bf16.golden"),
+    "1+2": Topology(1, 2, "round_robin", "dev_bf16.golden", transport="nixl"),
     "2+1": Topology(2, 1, "round_robin", "dev_fp8.golden"),
     "2+2": Topology(2, 2, "cost", "dev_bf16.golden", tls=True),
     "mixed": Topology(0, 2, "cost", "dev_fp8.golden"),
@@ -175,7 +176,7 @@ def test_a_cluster_with_tls_answers_nobody_in_the_clear(cluster):
             in_loop(ask())
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     else:
-        assert in_loop(ask()).info.transport == "tcp"
+        assert in_loop(ask()).info.transport == topology.transport
 
 
 def test_several_at_once_preempt_each_other(cluster):

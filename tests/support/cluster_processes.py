@@ -18,6 +18,7 @@ from baleen.telemetry import write_stderr
 from baleen.tls_config import TlsConfig
 from cluster.embedded import EmbeddedRedis
 from tests.support.processes import REPO, Child, Nursery, nursery
+from tests.support.transfer import NIXL_ENVIRONMENT
 
 CLUSTER = "test"
 START_TIMEOUT_S = 120.0
@@ -113,6 +114,7 @@ def _start(
 
 def _rank(config: str, stdin: str) -> None:
     """The rank process, whose log tells of preemptions too."""
+    os.environ.update(NIXL_ENVIRONMENT)
     from workers import main
     from workers.engine.request import Request
     from workers.engine.scheduler import Scheduler

@@ -135,10 +135,12 @@ def failure_of(news: News) -> str | None:
 class RawSender:
     """A sender that says exactly what a test wants."""
 
-    def __init__(self, address: str, tls: Tls | None = None, *, nixl: bool = False) -> None:
+    def __init__(
+        self, address: str, tls: Tls | None = None, *, nixl: bool = False, payload: Payload | None = None
+    ) -> None:
         self._memory = Memory(4, 0)
         self._num_sent = 0
-        self._payload: Payload = NixlPayload(self._memory) if nixl else StreamPayload()
+        self._payload = payload or (NixlPayload(self._memory) if nixl else StreamPayload())
         host, _, port = address.rpartition(":")
         self.sock = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
         if tls is not None:

@@ -72,6 +72,11 @@ def test_an_empty_file_is_the_cluster_for_one_machine(tmp_path, text):
         ("router: {port: 65535, replicas: 2}", "router.port is 65535, must be from 1 to 65534"),
         ("redis: {url: 'http://x'}", "redis.url is 'http://x', must be redis://"),
         ("tls: {ca_file: a, cert_file: b}", "tls.key_file is missing: tls needs ca_file, cert_file and key_file"),
+        ("transfer: {transport: rdma}", 'transfer.transport is "rdma", must be one of tcp, nixl'),
+        (
+            "tls: {ca_file: a, cert_file: b, key_file: c}\ntransfer: {transport: nixl}",
+            "transfer.transport is 'nixl' and tls is set",
+        ),
         ("tls: {server_name: rank}", "tls.ca_file is missing"),
         ("group: {drain_timeout_s: 0}", "group.drain_timeout_s is 0, must be above 0"),
         ("name: west\nname: east", "line 1: key 'name' stands twice"),
