@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from baleen.cluster_config import GroupConfig, PoolConfig, TelemetryConfig
-from baleen.config import ModelConfig, RankConfig
+from baleen.config import ModelConfig, RankConfig, TransferConfig
 from baleen.errors import BaleenError, CheckpointError, EpochEnded
 from baleen.ids import Epoch, Incarnation
 from baleen.redis_config import RedisConfig
@@ -104,11 +104,12 @@ def test_every_rank_is_told_its_place_and_where_to_meet():
     ranks = [FakeRank(0, "10.0.0.1"), FakeRank(1, "10.0.0.2")]
     for rank in ranks:
         rank.becomes_ready()
-    formed = group(*ranks)
+    formed = group(*ranks, transfer=TransferConfig(transport="nixl"))
     formed.form()
     configs = [rank.config for rank in ranks]
     assert [config.parallel.rank for config in configs] == [0, 1]
     assert {config.parallel.world_size for config in configs} == {2}
+    assert {config.transfer.transport for config in configs} == {"nixl"}
     assert {config.parallel.rendezvous for config in configs} == {"tcp://10.0.0.1:4000"}
     assert {config.parallel.epoch for config in configs} == {formed.epoch}
     assert [config.parallel.host for config in configs] == ["10.0.0.1", "10.0.0.2"]
