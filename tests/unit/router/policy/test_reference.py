@@ -60,6 +60,7 @@ def test_a_snapshot_with_replaced_ranks_is_one_made_anew(case, data):
         assert candidates(replaced, question, PARAMETERS) == candidates(anew, question, PARAMETERS)
 
 
+@pytest.mark.slow
 def test_a_thousand_ranks():
     ranks = snapshot(
         *(
