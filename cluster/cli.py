@@ -17,7 +17,7 @@ COMMANDS = {
     "drain": ("cluster.commands.drain", "let a group finish and leave; a fresh one takes its place"),
     "down": ("cluster.commands.down", "end a cluster"),
     "check": ("cluster.commands.check", "what a cluster file would start, and every rule that it breaks"),
-    "logs": ("cluster.commands.logs", "logs of the ranks and groups of a cluster on this machine"),
+    "logs": ("cluster.commands.logs", "logs of the ranks and groups of a cluster"),
     "generate": ("cluster.commands.generate", "generate from prompts with a local group of ranks"),
     "eval": ("cluster.commands.eval", "held-out tasks through a running cluster"),
     "checkpoint": ("cluster.commands.checkpoint", "make, inspect or verify a checkpoint"),

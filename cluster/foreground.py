@@ -58,6 +58,7 @@ class Foreground:
         self._say = say
         self._undo = contextlib.ExitStack()
         self._state = RunState(name=config.name, pid=os.getpid())
+        self._journal: object = None
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Everything; returns once a signal has asked for the end. Raises BaleenError if the cluster cannot start."""
@@ -175,7 +176,9 @@ class Foreground:
         # only a Ray of our own shares this machine's files
         log_directory = "" if config.ray.address else str(logs)
         services = app.services(config, model, redis=redis, log_directory=log_directory)
-        if not config.ray.address:
+        if config.ray.address:
+            self._journal = ray_adapter.start_journal(config.name, str(logs))
+        else:
             self._undo.callback(ray_adapter.stop_serve)
         self._undo.callback(self._undeploy, services)
         ray_adapter.deploy(services)

@@ -20,6 +20,7 @@ from baleen.ids import Epoch, new_epoch
 from baleen.redis_config import RedisConfig
 from baleen.telemetry import Log, write_stderr
 from baleen.tls_config import TlsConfig
+from cluster.journal import Send
 from cluster.local_group import end_of_group
 from cluster.rank_launcher import KILL_AFTER_S, RankEnd
 from cluster.rank_query import ask_rank
@@ -96,9 +97,13 @@ class RankGroup:
         ranks: Sequence[RankHandle],
         *,
         first_of: Callable[[Sequence[Answer], float], list[Answer]],
+        send_log: Send | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """number: place of the group in its pool. first_of: those of some answers that are there, or the first one."""
+        """number: place of the group in its pool. first_of: those of some answers that are there, or the first one.
+
+        send_log: takes the group's own log where the plan has no directory for it.
+        """
         self._plan = plan
         self._ranks = ranks
         self._first_of = first_of
@@ -106,7 +111,7 @@ class RankGroup:
         self.name = f"{plan.pool.name}/{number}"
         self.epoch: Epoch = new_epoch()
         self.ready: list[Ready] = []
-        self._log = Log(write=_writer(plan, number), group=self.name, epoch=self.epoch)
+        self._log = Log(write=_writer(plan, number, send_log), group=self.name, epoch=self.epoch)
         self._ends: list[Answer] = []
         self._ended = False
 
@@ -218,11 +223,12 @@ class RankGroup:
         return end_of_group(exits, causes, last_lines)
 
 
-def _writer(plan: GroupPlan, number: int) -> Callable[[str], object]:
+def _writer(plan: GroupPlan, number: int, send: Send | None) -> Callable[[str], object]:
     """Where the group's own log goes: beside those of its ranks, or to stderr, which Ray keeps."""
+    name = f"{plan.pool.name}-{number}"
     if not plan.log_directory:
-        return write_stderr
-    path = Path(plan.log_directory) / f"{plan.pool.name}-{number}.log"
+        return write_stderr if send is None else lambda line: send(name, line.encode())
+    path = Path(plan.log_directory) / f"{name}.log"
 
     def write(line: str) -> None:
         with path.open("a", encoding="utf-8") as file:
@@ -244,7 +250,8 @@ class GroupReplica:
         number, ranks = ray_adapter.rank_actors(
             plan.cluster, plan.pool, host=plan.local_host, log_directory=plan.log_directory or None
         )
-        self._group = RankGroup(plan, number, ranks, first_of=ray_adapter.first_of)
+        send_log = None if plan.log_directory else ray_adapter.journal(plan.cluster)
+        self._group = RankGroup(plan, number, ranks, first_of=ray_adapter.first_of, send_log=send_log)
         try:
             self._group.form()
         except BaleenError:

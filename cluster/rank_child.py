@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO, BinaryIO
+from typing import IO, Protocol
 
 import workers
 from baleen.clock import Clock
@@ -21,6 +21,13 @@ from workers.engine.messages import Event, LocalCommand
 from workers.json_lines import decode_event, encode_command
 
 _KEPT_LINES = 50
+
+
+class LogFile(Protocol):
+    """Where a rank's own log goes besides."""
+
+    def write(self, line: bytes, /) -> object:
+        """Take a line, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class RankChild:
         on_news: Callable[[int, Event | Exited | Garbled], None],
         *,
         clock: Clock,
-        log: BinaryIO | None = None,
+        log: LogFile | None = None,
     ) -> None:
         """Start it. `on_news` gets every event and at last `Exited`, from a thread of the child's own.
 

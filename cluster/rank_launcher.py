@@ -13,14 +13,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition
-from typing import BinaryIO
 
 from baleen.clock import SystemClock
 from baleen.config import RankConfig
 from baleen.config_file import to_dict
 from baleen.errors import BaleenError
 from baleen.telemetry import readable
-from cluster.rank_child import Exited, Garbled, RankChild
+from cluster.journal import Send, SentLog
+from cluster.rank_child import Exited, Garbled, LogFile, RankChild
 from workers.engine.messages import Drain, Ended, Event, Ready
 
 KILL_AFTER_S = 5.0
@@ -40,11 +40,15 @@ class RankEnd:
 class RankLauncher:
     """Starts one rank; several threads may ask about it at once."""
 
-    def __init__(self, host: str, log_directory: str | None) -> None:
-        """host: the address of this node that the other nodes know. log_directory: where the rank's log is kept."""
+    def __init__(self, host: str, log_directory: str | None, send_log: Send | None = None) -> None:
+        """host: the address of this node that the other nodes know. log_directory: where the rank's log is kept.
+
+        send_log: takes the log where this node has no such directory.
+        """
         self._host = host
         self._log_directory = Path(log_directory) if log_directory else None
-        self._log: BinaryIO | None = None
+        self._send_log = send_log
+        self._log: LogFile | None = None
         self._child: RankChild | None = None
         self._rank = -1
         self._changed = Condition()
@@ -77,6 +81,8 @@ class RankLauncher:
         if self._log_directory is not None:
             self._log_directory.mkdir(parents=True, exist_ok=True)
             self._log = (self._log_directory / f"{label}.log").open("ab", buffering=0)
+        elif self._send_log is not None:
+            self._log = SentLog(label, self._send_log)
         # Ray gives its actors a number of its own; the rank's share of the processors is in its configuration
         os.environ["OMP_NUM_THREADS"] = str(max(1, config.model.num_threads))
         self._child = RankChild(self._rank, path, self._take, clock=SystemClock(), log=self._log)

@@ -16,11 +16,12 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_current_placement_group, placement_group_table
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from baleen.cluster_config import PoolConfig
 from baleen.config import RankConfig
 from baleen.errors import BaleenError, ConfigError
+from cluster.journal import Journal, Send
 from cluster.placement import Node, Resources, rank_need, rank_order
 from cluster.rank_launcher import RankLauncher
 from cluster.service import Service, ServiceState
@@ -33,8 +34,8 @@ _HEALTH_PERIOD_S = 0.5
 _STARTS = 3
 _POLL_S = 0.1
 _LEAVE_SLACK_S = 10.0
-_CLAIM_S = 10.0
-"""Longest wait for a group that leaves to give its number free."""
+_CLAIM_S = 15.0
+"""Longest wait for a group that leaves to give its number free; Ray takes 12.5 s to know that a node is lost."""
 
 _REPORT_PERIOD_S = 1.0
 """How often a group that scales reports its load."""
@@ -168,8 +169,9 @@ def first_of(pending: Sequence[Any], timeout_s: float) -> list[Any]:
 class _Launcher(RankLauncher):
     """The launcher, inside Ray, where it can tell its node's address."""
 
-    def __init__(self, host: str, log_directory: str | None) -> None:
-        super().__init__(host or str(ray.util.get_node_ip_address()), log_directory)  # type: ignore[no-untyped-call]
+    def __init__(self, cluster: str, host: str, log_directory: str | None) -> None:
+        address = host or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+        super().__init__(address, log_directory, None if log_directory else journal(cluster))
 
     def node_address(self) -> str:
         return self.host
@@ -194,7 +196,7 @@ def rank_actors(cluster: str, pool: PoolConfig, *, host: str, log_directory: str
 
     def start(bundle: int, **named: str) -> Any:
         strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=bundle)
-        return remote.options(scheduling_strategy=strategy, **options, **named).remote(host, log_directory)
+        return remote.options(scheduling_strategy=strategy, **options, **named).remote(cluster, host, log_directory)
 
     first, *others = rank_order(bundle_nodes)
     number, actor = _claim(f"{cluster}/{pool.name}", pool.most_groups, lambda name: start(first, name=name))
@@ -222,6 +224,36 @@ def _claim(pool: str, count: int, start: Callable[[str], Any]) -> tuple[int, Any
         with contextlib.suppress(ValueError):
             return number, start(f"{pool}/{number}")
     raise AssertionError("there is always a next number")
+
+
+def start_journal(cluster: str, directory: str) -> object:
+    """Keep the logs of all nodes in `directory` of this one, until what is returned is let go.
+
+    Raises ConfigError if another cluster of that name runs on the same Ray.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(Journal)
+    try:
+        return remote.options(name=_journal(cluster), num_cpus=0, scheduling_strategy=here).remote(directory)
+    except ValueError as error:
+        raise ConfigError(f"name is {cluster!r}: a cluster of that name runs on this Ray already") from error
+
+
+def journal(cluster: str) -> Send | None:
+    """What sends to the cluster's journal; None if it has none."""
+    try:
+        actor = ray.get_actor(_journal(cluster), namespace=APPLICATION)
+    except ValueError:
+        return None
+
+    def send(name: str, text: bytes) -> None:
+        actor.append.remote(name, text)
+
+    return send
+
+
+def _journal(cluster: str) -> str:
+    return f"{cluster}/journal"
 
 
 def replica_number() -> int:

@@ -20,6 +20,7 @@ from typing import IO
 from baleen.config_file import to_dict
 from baleen.errors import BaleenError, ConfigError
 from baleen.telemetry import readable
+from cluster.journal import Send, SentLog
 from cluster.rank_child import import_path
 from router.config import RouterProcessConfig
 
@@ -31,8 +32,12 @@ _KEPT_LINES = 50
 class RouterProcess:
     """A router as a child process."""
 
-    def __init__(self, config: RouterProcessConfig, *, number: int, log_directory: str) -> None:
-        """Start it and wait until it listens. Raises BaleenError with its last words if it does not."""
+    def __init__(self, config: RouterProcessConfig, *, number: int, log_directory: str, send_log: Send | None) -> None:
+        """Start it and wait until it listens. Raises BaleenError with its last words if it does not.
+
+        send_log: takes its log where there is no log_directory.
+        """
+        self._sent_log = SentLog(f"router-{number}", send_log) if send_log is not None else None
         self._config = config
         self._log_path = Path(log_directory) / f"router-{number}.log" if log_directory else None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -95,6 +100,8 @@ class RouterProcess:
         with pipe, self._log_path.open("ab", buffering=0) if self._log_path else open(os.devnull, "wb") as log:
             for line in pipe:
                 log.write(line)
+                if self._sent_log is not None:
+                    self._sent_log.write(line)
                 if line.strip():
                     self._lines.append(line.decode(errors="replace").strip())
 
@@ -111,7 +118,8 @@ class RouterReplica:
         mine = replace(
             config, listen=_moved(config.listen, number), listen_metrics=_moved(config.listen_metrics, number)
         )
-        self._router = RouterProcess(mine, number=number, log_directory=log_directory)
+        send_log = None if log_directory else ray_adapter.journal(config.cluster)
+        self._router = RouterProcess(mine, number=number, log_directory=log_directory, send_log=send_log)
 
     def check_health(self) -> None:
         """For Serve: raises once the router has ended."""

@@ -1,4 +1,4 @@
-"""`baleen logs`: what the ranks of a cluster on this machine say."""
+"""`baleen logs`: what the ranks, groups and routers of a cluster say, on whichever node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _POLL_S = 0.2
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Mount the command."""
-    parser = subparsers.add_parser("logs", help="logs of the ranks and groups of a cluster on this machine")
+    parser = subparsers.add_parser("logs", help="logs of the ranks and groups of a cluster")
     parser.add_argument("part", nargs="?", metavar="POOL[/GROUP[/RANK]]", help="(all)")
     parser.add_argument("--name", default="default", metavar="NAME", help="of the cluster (default)")
     parser.add_argument("--lines", type=int, default=20, metavar="N", help="newest lines of each log (20)")

@@ -30,15 +30,16 @@ from tests.support.golden_client import golden_client
 from tests.support.models import golden_cases
 from tests.support.namespace import processes_here
 
-UP_TIMEOUT_S = 120.0
-BACK_TIMEOUT_S = 120.0
 LONG = 200
 PROMPT = "The whale surfaced. " * 20
 ADDRESS = "127.0.0.1:9000"
 
 
 class Scenario:
-    """One run."""
+    """One run. up_timeout_s, back_timeout_s: longest wait for the cluster, and for what was lost to be back."""
+
+    up_timeout_s = 120.0
+    back_timeout_s = 120.0
 
     def __init__(self, directory: Path, config: Path) -> None:
         self._directory = directory
@@ -66,11 +67,13 @@ class Scenario:
         )
         try:
             assert up.stdout is not None
-            readable, _, _ = select.select([up.stdout], [], [], UP_TIMEOUT_S)
+            readable, _, _ = select.select([up.stdout], [], [], self.up_timeout_s)
             seen["ready"] = up.stdout.readline().decode() if readable else ""
             assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
             if part == "scales":
                 asyncio.run(self._scale(seen))
+            elif part == "nodes":
+                self._use(seen)
             elif part == "killed":
                 up.kill()
                 up.wait(10.0)
@@ -138,7 +141,7 @@ class Scenario:
 
     async def _await_groups(self, count: int) -> list[str]:
         """Wait until the pool has so many groups, wants no other number, and no more have a lease."""
-        deadline = time.monotonic() + BACK_TIMEOUT_S
+        deadline = time.monotonic() + self.back_timeout_s
         while True:
             _, output, errors = await asyncio.to_thread(self._baleen, "status", "--json")
             status = json.loads(output)
@@ -156,9 +159,10 @@ class Scenario:
         return ranks
 
     def _await_ranks(self, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + BACK_TIMEOUT_S
+        deadline = time.monotonic() + self.back_timeout_s
         while not good(ranks := self._ranks()):
-            assert time.monotonic() < deadline, f"not back: {ranks}"
+            said = (self._directory / "up.err").read_text()
+            assert time.monotonic() < deadline, f"not back: {ranks} {said[-2000:]}"
         return ranks
 
     def _baleen(self, *words: str) -> tuple[int, str, str]:

@@ -185,3 +185,19 @@ def test_what_is_left_of_a_group_that_ended_is_given_no_time():
         formed.check()
     formed.leave("told to", 30.0)
     assert [rank.stopped for rank in ranks] == [[("told to", 0.0)]] * 2
+
+
+def test_without_a_directory_its_log_is_sent():
+    rank, lines = FakeRank(0), []
+    rank.becomes_ready()
+    plan = GroupPlan(
+        cluster="west",
+        pool=PoolConfig(name="decode", role="decode"),
+        model=ModelConfig(path="m"),
+        timeouts=GroupConfig(),
+        telemetry=TelemetryConfig(),
+        redis=RedisConfig(url="redis://r"),
+    )
+    RankGroup(plan, 3, [rank], first_of=there, send_log=lambda name, text: lines.append((name, text))).form()
+    [(name, text)] = lines
+    assert name == "decode-3" and b"group ready" in text and text.endswith(b"\n")

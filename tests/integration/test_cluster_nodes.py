@@ -1,0 +1,71 @@
+"""A cluster on a Ray of several nodes that runs already, by its address and token."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.support.namespace import can_have_namespaces, namespace_command
+from workers.model.make_checkpoint import PRESETS, CheckpointRecipe, make_checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_have_namespaces(), reason="network namespaces are not allowed here"),
+]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("nodes")
+    recipe = CheckpointRecipe(config=PRESETS["tiny"], dtype="float32", tokenizer="text")
+    make_checkpoint(directory / "model", recipe, progress=False)
+    command = namespace_command("tests.support.nodes_scenario", str(directory))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def placed(ranks, pool):
+    """The nodes of a pool's ranks in rank order, and their epochs."""
+    mine = sorted((rank for rank in ranks if rank["pool"] == pool), key=lambda rank: rank["rank"])
+    assert [rank["rank"] for rank in mine] == [0, 1]
+    return [rank["node"] for rank in mine], {rank["epoch"] for rank in mine}
+
+
+def test_groups_are_spread_and_packed_as_asked_and_ranks_are_in_order_of_nodes(seen):
+    assert len(seen["answer"]["tokens"]) == 12
+    for when in ("before", "after"):
+        wide, _ = placed(seen[when], "wide")
+        packed, _ = placed(seen[when], "packed")
+        assert wide == sorted(set(wide)) and len(wide) == 2, when
+        assert len(set(packed)) == 1 and packed[0] not in wide, when
+
+
+def test_a_lost_node_costs_its_own_group_only_which_comes_back_on_those_that_are_left(seen):
+    before, old = placed(seen["before"], "wide")
+    after, new = placed(seen["after"], "wide")
+    assert seen["killed"] in before and seen["killed"] not in after
+    assert len(new) == 1 and not old & new
+    assert placed(seen["before"], "packed") == placed(seen["after"], "packed")
+    assert seen["answer_after"] == seen["answer"]
+
+
+def test_what_no_node_has_is_named(seen):
+    code, _, errors = seen["too_many"]
+    assert code == 2
+    assert "pool packed, group 0: no node has room for all 2 ranks" in errors and "lacks CPU: needs 6" in errors
+
+
+def test_logs_of_all_nodes_are_read_where_the_cluster_was_started(seen):
+    code, text, _ = seen["logs"]
+    assert code == 0
+    for name in ("wide-0", "wide-0-0", "wide-0-1", "packed-0", "packed-0-0", "packed-0-1", "router-0"):
+        assert any(line.startswith(f"{name}: ") for line in text.splitlines()), name
+    # of the group that is gone as well
+    assert all(rank["epoch"] in text for rank in seen["before"] + seen["after"])
+
+
+def test_down_ends_what_up_started_and_leaves_ray_alone(seen):
+    assert seen["down"][0] == 0 and seen["up_code"] == 0
+    assert any("raylet" in words for words in seen["processes"])
+    assert not any("workers.main" in words or "router_process" in words for words in seen["processes"])
