@@ -6,7 +6,7 @@ import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
-from threading import Event
+from threading import Semaphore
 
 import pytest
 
@@ -123,8 +123,9 @@ def test_a_sender_that_stopped_holds_the_blocks_until_it_goes_on_or_dies(make_si
     """What is still read may come at any time, so the end is told only when nothing can."""
     receiver = make_side()
     receiver.transport.expect(landing("t", [0]))
-    reading, read = Event(), receiver.payload.read
-    receiver.payload.read = lambda *args: (reading.set(), read(*args))
+    looks, agent = Semaphore(0), receiver.payload._agent
+    look = agent.check_xfer_state
+    agent.check_xfer_state = lambda transfer: (looks.release(), look(transfer))[1]
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     child = context.Process(target=_lend, args=(there,), daemon=True)
@@ -136,9 +137,11 @@ def test_a_sender_that_stopped_holds_the_blocks_until_it_goes_on_or_dies(make_si
         with RawSender(receiver.transport.address, payload=elsewhere) as raw:
             raw.greet("t", 1)
             raw.send("t", 0, bytes(LENT.blocks[0]))
-            assert reading.wait(TIMEOUT_S)
+            assert looks.acquire(timeout=TIMEOUT_S)
             assert not receiver.transport.revoke("t")
             assert raw.hung_up()
+            for _ in range(200):
+                assert looks.acquire(timeout=TIMEOUT_S), "it still waits for the read"
             assert receiver.news.silent and not receiver.transport.revoke("t")
         os.kill(child.pid, what_then)
         ended = receiver.news.next()
