@@ -27,7 +27,8 @@ serve: setup ## start a cluster on this machine: gRPC on 127.0.0.1:9000 until Ct
 	$(BIN)/baleen up $(UP)
 
 test: setup debian ## run every test that needs no GPU
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu and not nixl"
+	$(BIN)/pytest -m "nixl and not gpu" tests/contract
 
 check: setup ## format, lint, types and fast tests
 	$(BIN)/ruff format --check .

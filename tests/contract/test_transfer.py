@@ -31,7 +31,7 @@ def certified(tmp_path_factory):
     return Tls.open(tls_config(Authority(directory), "rank", "127.0.0.1"))
 
 
-@pytest.fixture(params=["tcp", "tcp+tls", "nixl"])
+@pytest.fixture(params=["tcp", "tcp+tls", pytest.param("nixl", marks=pytest.mark.nixl)])
 def way(request, certified, monkeypatch):
     """How both sides, and raw peers, speak."""
     if request.param != "nixl":

@@ -25,6 +25,8 @@ from tests.support.transfer import (
 from workers.transfer.nixl_payload import NixlPayload, import_nixl
 from workers.transfer.transport import BlockLanded, LandingEnded
 
+pytestmark = pytest.mark.nixl
+
 LENT = Memory(1, 5)
 WAIT_S = 60.0
 """For a process that imports everything."""
