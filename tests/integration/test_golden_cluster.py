@@ -28,9 +28,17 @@ from tests.support.models import golden_cases, make_golden_checkpoint
 pytestmark = pytest.mark.slow
 
 NO_SHORT_CUT = {"short_tail_tokens": 0}
-BY_PREFIX = {**NO_SHORT_CUT, "near_tie": 0.0, "near_tie_s": 0.0, "horizon_tokens": 0, "pressure_s": 0.0}
+BY_PREFIX = {
+    **NO_SHORT_CUT,
+    "near_tie": 0.0,
+    "near_tie_s": 0.0,
+    "horizon_tokens": 0,
+    "pressure_s": 0.0,
+    "transfer_bytes_per_s": 1e6,
+}
 """What a rank holds decides, not how fast and how full it happens to be."""
 SMALL_POOL = 8
+ROUNDS = 5
 BLOCK_BYTES = 3 * 64 * (512 + 64 + 128) * 4
 """Of both models: three layers of float32 latents, rotated keys and index keys."""
 
@@ -181,12 +189,12 @@ def test_a_cluster_with_tls_answers_nobody_in_the_clear(cluster):
 
 def test_several_at_once_preempt_each_other(cluster):
     """Requests that grow take the blocks of golden ones, which are more than fit and come after them in order; those
-    compute again what they lost.
+    compute again what they lost. Again, should the golden ones have had room or none, until it was so.
     """
     topology, running = cluster
     sampling = common_pb2.SamplingParams(max_tokens=200, temperature=1.0, seed=1, ignore_eos=True)
 
-    async def scenario():
+    async def scenario(salt):
         cases = golden_cases(topology.golden)
         async with golden_client(running.address) as client, asyncio.TaskGroup() as tasks:
             for place in range(2 * topology.decode):
@@ -194,15 +202,17 @@ def test_several_at_once_preempt_each_other(cluster):
                 tasks.create_task(client.generate(prompt, sampling, request_id=f"growing-{place}", begun=begun))
                 await begun.wait()
             golden = [
-                tasks.create_task(client.case(case, copies=4, request_id=f"golden-{place}", cache_salt="several"))
+                tasks.create_task(client.case(case, copies=4, request_id=f"golden-{place}", cache_salt=salt))
                 for place, case in enumerate(cases)
             ]
         for case, task in zip(cases, golden, strict=True):
             task.result().require_golden(case)
 
-    in_loop(scenario())
-    preempted = running.preempted()
-    assert any(name.startswith("golden") for name in preempted), preempted
+    for number in range(ROUNDS):
+        in_loop(scenario(f"several-{number}"))
+        if any(name.startswith("golden") for name in running.preempted()):
+            return
+    pytest.fail(f"no golden request was preempted, but {running.preempted()}")
 
 
 def test_caches_of_different_formats_refuse_each_other_and_the_request_is_served_all_the_same(checkpoints, tmp_path):
