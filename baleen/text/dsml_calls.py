@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from baleen.text.call_grammar import CallGrammar, is_json
 from baleen.text.encoding_v32 import CALLS_BEGIN, CALLS_END, DSML
 from baleen.text.output_events import EventLog
 from baleen.text.reader import Malformed, Reader, Reading
-
-BLOCK_TAGS = ("\n\n" + CALLS_BEGIN, "\n" + CALLS_BEGIN, CALLS_BEGIN)
-"""What begins a block. The line breaks belong to it; the first is what the format asks for."""
 
 _INVOKE = f'<{DSML}invoke name="'
 _END_INVOKE = f"</{DSML}invoke>"
@@ -63,14 +61,4 @@ def _value(reader: Reader, put: Callable[[str], None]) -> Reading[None]:
         raise Malformed(f"the text ends before {_END_PARAMETER}")
 
 
-def is_json(text: str) -> bool:
-    """Whether a text is one JSON value. NaN and Infinity are not."""
-    try:
-        json.loads(text, parse_int=len, parse_float=len, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(constant)
+DSML_CALLS = CallGrammar(("\n\n" + CALLS_BEGIN, "\n" + CALLS_BEGIN, CALLS_BEGIN), read_calls)

@@ -114,36 +114,44 @@ def to_json(value: object) -> str:
 def _piece(messages: Sequence[Message], index: int, last_user: int, thinking: bool) -> str:
     message = messages[index]
     if message.role == "system":
-        return message.content + _offers(message)
+        return message.content + offers(message)
     if message.role == "user":
-        return USER + message.content + ASSISTANT + _open(thinking and index == last_user)
+        return USER + message.content + ASSISTANT + open_answer(thinking and index == last_user)
     if message.role == "developer":
         if not message.content:
-            raise _refuse(index, "a developer message needs content")
-        content = _offers(message) + _DEVELOPER + message.content
-        return USER + content + ASSISTANT + _open(thinking and index == last_user)
+            raise refuse(index, "content", "a developer message needs content")
+        content = offers(message) + _DEVELOPER + message.content
+        return USER + content + ASSISTANT + open_answer(thinking and index == last_user)
     if message.role == "tool":
         return _result(messages, index, thinking and index >= last_user)
     return _answer(message, index, thinking and index > last_user)
 
 
-def _open(think: bool) -> str:
+def open_answer(think: bool) -> str:
+    """What an answer begins with, as part of the prompt."""
     return THINK if think else END_THINK
 
 
-def _offers(message: Message) -> str:
+def offers(message: Message) -> str:
     """Tools and response format, as they follow a system text."""
     text = ""
     if message.tools:
         text += "\n\n" + _TOOLS % "\n".join(to_json(tool) for tool in message.tools)
-    if message.response_format is not None:
-        text += "\n\n" + _RESPONSE_FORMAT + to_json(message.response_format)
-    return text
+    return text + offer_format(message)
+
+
+def offer_format(message: Message) -> str:
+    """The response format, as it follows a system text."""
+    if message.response_format is None:
+        return ""
+    return "\n\n" + _RESPONSE_FORMAT + to_json(message.response_format)
 
 
 def _answer(message: Message, index: int, keeps_reasoning: bool) -> str:
     if keeps_reasoning and not message.reasoning and not message.tool_calls:
-        raise _refuse(index, "in thinking mode an answer after the last user message needs reasoning or tool calls")
+        raise refuse(
+            index, "reasoning_content", "in thinking mode an answer after the last user message needs it, or tool calls"
+        )
     reasoning = message.reasoning + END_THINK if keeps_reasoning else ""
     calls = ""
     if message.tool_calls:
@@ -156,9 +164,10 @@ def _call(call: ToolCall, index: int) -> str:
     try:
         arguments = json.loads(call.arguments)
     except (ValueError, RecursionError) as error:
-        raise _refuse(index, f"arguments of {call.name} are not valid JSON: {error}") from error
+        raise refuse(index, "tool_calls", f"arguments of {call.name} are not valid JSON: {error}") from error
     if not isinstance(arguments, dict):
-        raise _refuse(index, f"arguments of {call.name} are {type(arguments).__name__}, must be an object")
+        found = type(arguments).__name__
+        raise refuse(index, "tool_calls", f"arguments of {call.name} are {found}, must be an object")
     lines = "\n".join(_parameter(name, value) for name, value in arguments.items())
     return f'<{DSML}invoke name="{call.name}">\n{lines}\n</{DSML}invoke>'
 
@@ -177,13 +186,15 @@ def _result(messages: Sequence[Message], index: int, think: bool) -> str:
     calls = messages[asked].tool_calls if asked >= 0 else ()
     place = index - asked
     if place > len(calls):
-        raise _refuse(index, f"result {place} of {len(calls)} tool calls")
+        raise refuse(index, "role", f"this is result {place} of {len(calls)} tool calls")
     text = "\n\n<function_results>" if place == 1 else ""
     text += f"\n<result>{messages[index].content}</result>"
     if place == len(calls):
-        text += "\n</function_results>\n\n" + _open(think)
+        text += "\n</function_results>\n\n" + open_answer(think)
     return text
 
 
-def _refuse(index: int, problem: str) -> InvalidRequest:
-    return InvalidRequest(f"messages[{index}]: {problem}", field="messages")
+def refuse(index: int, field: str, problem: str) -> InvalidRequest:
+    """The error that names a message, counted from 0, and its field."""
+    where = f"messages[{index}].{field}"
+    return InvalidRequest(f"{where}: {problem}", field=where)

@@ -14,7 +14,8 @@ Rules, for streams and whole texts alike (a whole text is a stream of one piece)
 
 from __future__ import annotations
 
-from baleen.text.dsml_calls import BLOCK_TAGS, read_calls
+from baleen.text.call_grammar import CallGrammar
+from baleen.text.dsml_calls import DSML_CALLS
 from baleen.text.encoding_v32 import END_THINK, THINK
 from baleen.text.output_events import Event, EventLog
 from baleen.text.reader import Malformed, Reader, Reading
@@ -24,14 +25,15 @@ class OutputParser:
     """Takes one output apart, from after the `<think>` or `</think>` that the prompt ended with.
 
     thinking: the prompt ended with `<think>`; afterwards, whether the reasoning is still going on. tools: calls are
-    looked for. problem: in what the text is not of the format, or None; white space between tags is free. The text
-    comes without the end-of-sequence string.
+    looked for, as `calls` describes them. problem: in what the text is not of the format, or None; white space between
+    tags is free. The text comes without the end-of-sequence string.
     """
 
-    def __init__(self, *, thinking: bool, tools: bool) -> None:
+    def __init__(self, *, thinking: bool, tools: bool, calls: CallGrammar = DSML_CALLS) -> None:
         self.thinking = thinking
         self.problem: str | None = None
-        self._block_tags: tuple[str, ...] = BLOCK_TAGS if tools else ()
+        self._calls = calls
+        self._block_tags = calls.tags if tools else ()
         self._reader = Reader()
         self._log = EventLog()
         self._after_block = False
@@ -74,12 +76,12 @@ class OutputParser:
         self._note(f"{tag} at the beginning")
 
     def _block(self, tag: str) -> Reading[None]:
-        if tag != BLOCK_TAGS[0]:
+        if tag != self._calls.tags[0]:
             self._note(f"no empty line before {tag.strip()}")
         self._reader.keep(tag)
         kept = ""
         try:
-            yield from read_calls(self._reader, self._log)
+            yield from self._calls.read(self._reader, self._log)
         except Malformed as error:
             self._note(str(error))
             kept = self._reader.kept()

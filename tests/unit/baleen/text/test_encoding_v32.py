@@ -88,11 +88,11 @@ ASK = Message(role="user", content="?")
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([ASK, Message(role="assistant", content="x")], "messages[1]: in thinking mode"),
-        ([ASK, Message(role="assistant", tool_calls=[ToolCall("f", "{")])], "messages[1]: arguments of f"),
+        ([ASK, Message(role="assistant", content="x")], "messages[1].reasoning_content: in thinking mode"),
+        ([ASK, Message(role="assistant", tool_calls=[ToolCall("f", "{")])], "messages[1].tool_calls: arguments of f"),
         ([ASK, Message(role="assistant", tool_calls=[ToolCall("f", "[]")])], "are list, must be an object"),
-        ([ASK, Message(role="tool", content="r")], "messages[1]: result 1 of 0"),
-        ([Message(role="developer")], "messages[0]: a developer message needs content"),
+        ([ASK, Message(role="tool", content="r")], "messages[1].role: this is result 1 of 0"),
+        ([Message(role="developer")], "messages[0].content: a developer message needs content"),
     ],
 )
 def test_what_the_format_cannot_say_is_refused(messages, problem):
