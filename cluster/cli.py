@@ -20,6 +20,7 @@ COMMANDS = {
     "logs": ("cluster.commands.logs", "logs of the ranks and groups of a cluster"),
     "generate": ("cluster.commands.generate", "generate from prompts with a local group of ranks"),
     "eval": ("cluster.commands.eval", "held-out tasks through a running cluster"),
+    "keys": ("cluster.commands.keys", "API keys of the gateway: limits, balances, usage"),
     "checkpoint": ("cluster.commands.checkpoint", "make, inspect or verify a checkpoint"),
 }
 

@@ -44,6 +44,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baleen"
 
 
+def accounts_file(name: str) -> Path:
+    """Where the gateway's accounts of the cluster `name` lie, unless its configuration says otherwise."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / "baleen" / name / "accounts.db"
+
+
 class StateFile:
     """The state of one cluster, held by the process that runs it; a context manager that takes the file away.
 

@@ -1,0 +1,1 @@
+"""Who may use the gateway, how fast, and what it costs them."""
