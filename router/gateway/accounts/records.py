@@ -10,11 +10,12 @@ from baleen.errors import BaleenError, ConfigError
 from router.gateway.accounts.money import Usage
 
 Outcome = Literal["finished", "cancelled", "failed", "lost"]
-Reason = Literal["key", "expired", "model", "balance", "requests", "tokens", "concurrency"]
+Reason = Literal["key", "expired", "origin", "model", "balance", "requests", "tokens", "concurrency"]
 
 STATUS: dict[Reason, int] = {
     "key": 401,
     "expired": 401,
+    "origin": 403,
     "model": 403,
     "balance": 402,
     "requests": 429,
