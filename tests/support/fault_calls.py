@@ -142,7 +142,8 @@ class Call:
         )
         request.token_ids.ids.extend(self.kind.prompt)
         left_s = max(0.1, DEADLINE_S - (time.monotonic() - self.sent_at))
-        if self.router.stub is None or self.router.channel is None:
+        channel = self.router.channel
+        if self.router.stub is None or channel is None:
             return "UNAVAILABLE: the router is not there"
         try:
             async for message in self.router.stub.Generate(request, timeout=left_s):
@@ -150,6 +151,9 @@ class Call:
                 answer.take(message)
                 cluster.changes.notify()
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.CANCELLED and self.router.channel is not channel:
+                # no router says this of itself: the channel was closed under the call, as below
+                return "UNAVAILABLE: the channel was closed"
             return f"{error.code().name}: {type(error_from_rpc(error)).__name__}: {error.details()}"
         except asyncio.CancelledError:
             # a channel that is closed under a call cancels it, which is the loss of the router

@@ -202,7 +202,6 @@ def _transfer(kind: Kind) -> Callable[[int], Fault]:
 
 
 _BEFORE_DRAIN = tuple(PHASES[:-1])
-_REDIS = ("queued", "transferring", "decoding")
 CLASSES = {
     fault.name: fault
     for fault in [
@@ -219,9 +218,9 @@ CLASSES = {
         FaultClass("decode group SIGKILL", "decode", partial(kill_rank, whole_group=True), ends="group"),
         FaultClass("router SIGKILL", "decode", kill_router, _BEFORE_DRAIN, ends="router"),
         FaultClass("router SIGTERM, SIGKILL", "decode", kill_draining_router, ("decoding",), ends="router"),
-        FaultClass("Redis SIGKILL", "decode", partial(fail_redis, how="kill"), _REDIS),
-        FaultClass("Redis SIGSTOP", "decode", partial(fail_redis, how="stop"), _REDIS),
-        FaultClass("Redis restarted empty", "decode", partial(fail_redis, how="empty"), _REDIS),
+        FaultClass("Redis SIGKILL", "decode", partial(fail_redis, how="kill")),
+        FaultClass("Redis SIGSTOP", "decode", partial(fail_redis, how="stop")),
+        FaultClass("Redis restarted empty", "decode", partial(fail_redis, how="empty")),
         FaultClass("client cancel", "decode", cancel_calls, cancels=True),
         FaultClass("prefill group SIGTERM", "prefill", drain_group, _BEFORE_DRAIN, ends="group"),
         FaultClass("decode group SIGTERM", "decode", drain_group, _BEFORE_DRAIN, ends="group"),
