@@ -18,10 +18,12 @@ $(INSTALLED): pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-debian: ## as root with apt: install Debian's redis-server, if it is missing; without it some tests are skipped
-	@command -v redis-server >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
-	  { apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get -qq install -y redis-server; } || \
-	  echo 'redis-server could not be installed: the tests that need it are skipped'
+debian: ## as root with apt: install Debian's redis-server and chromium, if missing; without them some tests are skipped
+	@for package in redis-server chromium; do \
+	  command -v $$package >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	  { apt-get -qq update && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get -qq install -y --no-install-recommends $$package; } || \
+	  echo "$$package could not be installed: the tests that need it are skipped"; done
 
 serve: setup ## start a cluster on this machine: gRPC on 127.0.0.1:9000 until Ctrl-C; UP='--config FILE' for another
 	$(BIN)/baleen up $(UP)

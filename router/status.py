@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import grpc
 
+from baleen.reports import RankInfo
 from baleen.v1 import router_pb2, router_pb2_grpc
 from router.metrics import Parts
+from router.policy.snapshot import RankView
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
@@ -42,4 +44,19 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             prompt_tokens=tokens.total(),
             cached_prompt_tokens=tokens.total() - tokens[("computed",)],
             retry_budget=parts.retries.left,
+            ranks=[_summary(view, parts.members.info(view.incarnation)) for view in parts.members.snapshot().ranks],
         )
+
+
+def _summary(view: RankView, info: RankInfo | None) -> router_pb2.RankSummary:
+    return router_pb2.RankSummary(
+        pool=view.pool,
+        group=view.group,
+        rank=info.rank if info is not None else 0,
+        role=view.role,
+        draining=view.draining,
+        num_running=view.num_running,
+        num_waiting=view.num_waiting,
+        total_blocks=view.total_blocks,
+        free_blocks=view.free_blocks,
+    )

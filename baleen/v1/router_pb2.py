@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61leen/v1/router.proto\x12\tbaleen.v1\"\x12\n\x10GetStatusRequest\"\xa7\x02\n\x11GetStatusResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\x12\x11\n\tnum_ranks\x18\x04 \x01(\r\x12\x12\n\nnum_queued\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x12\x12\n\nnum_active\x18\x07 \x01(\r\x12\x14\n\x0cnum_admitted\x18\x08 \x01(\x04\x12\x10\n\x08num_shed\x18\t \x01(\x04\x12\x13\n\x0bnum_expired\x18\n \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x0c \x01(\x04\x12\x14\n\x0cretry_budget\x18\r \x01(\x01\x32W\n\rRouterService\x12\x46\n\tGetStatus\x12\x1b.baleen.v1.GetStatusRequest\x1a\x1c.baleen.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61leen/v1/router.proto\x12\tbaleen.v1\"\x12\n\x10GetStatusRequest\"\xce\x02\n\x11GetStatusResponse\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\x12\x0f\n\x07leaving\x18\x03 \x01(\x08\x12\x11\n\tnum_ranks\x18\x04 \x01(\r\x12\x12\n\nnum_queued\x18\x05 \x01(\r\x12\x15\n\rqueued_tokens\x18\x06 \x01(\x04\x12\x12\n\nnum_active\x18\x07 \x01(\r\x12\x14\n\x0cnum_admitted\x18\x08 \x01(\x04\x12\x10\n\x08num_shed\x18\t \x01(\x04\x12\x13\n\x0bnum_expired\x18\n \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x0c \x01(\x04\x12\x14\n\x0cretry_budget\x18\r \x01(\x01\x12%\n\x05ranks\x18\x0e \x03(\x0b\x32\x16.baleen.v1.RankSummary\"\xad\x01\n\x0bRankSummary\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x12\x13\n\x0bnum_running\x18\x06 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x07 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x08 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\t \x01(\r2W\n\rRouterService\x12\x46\n\tGetStatus\x12\x1b.baleen.v1.GetStatusRequest\x1a\x1c.baleen.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=37
   _globals['_GETSTATUSREQUEST']._serialized_end=55
   _globals['_GETSTATUSRESPONSE']._serialized_start=58
-  _globals['_GETSTATUSRESPONSE']._serialized_end=353
-  _globals['_ROUTERSERVICE']._serialized_start=355
-  _globals['_ROUTERSERVICE']._serialized_end=442
+  _globals['_GETSTATUSRESPONSE']._serialized_end=392
+  _globals['_RANKSUMMARY']._serialized_start=395
+  _globals['_RANKSUMMARY']._serialized_end=568
+  _globals['_ROUTERSERVICE']._serialized_start=570
+  _globals['_ROUTERSERVICE']._serialized_end=657
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 What operators ask of one router."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -52,6 +54,7 @@ class GetStatusResponse(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     RETRY_BUDGET_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     """How ranks are chosen."""
     metrics_address: _builtins.str
@@ -78,6 +81,10 @@ class GetStatusResponse(_message.Message):
     """Of prompt_tokens, those that no rank had to compute."""
     retry_budget: _builtins.float
     """Tries after a failure that may begin now."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankSummary]:
+        """The ranks of num_ranks, as their last reports said."""
+
     def __init__(
         self,
         *,
@@ -94,11 +101,66 @@ class GetStatusResponse(_message.Message):
         prompt_tokens: _builtins.int = ...,
         cached_prompt_tokens: _builtins.int = ...,
         retry_budget: _builtins.float = ...,
+        ranks: _abc.Iterable[Global___RankSummary] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "leaving", b"leaving", "metrics_address", b"metrics_address", "num_active", b"num_active", "num_admitted", b"num_admitted", "num_expired", b"num_expired", "num_queued", b"num_queued", "num_ranks", b"num_ranks", "num_shed", b"num_shed", "policy", b"policy", "prompt_tokens", b"prompt_tokens", "queued_tokens", b"queued_tokens", "retry_budget", b"retry_budget"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "leaving", b"leaving", "metrics_address", b"metrics_address", "num_active", b"num_active", "num_admitted", b"num_admitted", "num_expired", b"num_expired", "num_queued", b"num_queued", "num_ranks", b"num_ranks", "num_shed", b"num_shed", "policy", b"policy", "prompt_tokens", b"prompt_tokens", "queued_tokens", b"queued_tokens", "ranks", b"ranks", "retry_budget", b"retry_budget"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class RankSummary(_message.Message):
+    """RankSummary is one rank as a router sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    NUM_RUNNING_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    TOTAL_BLOCKS_FIELD_NUMBER: _builtins.int
+    FREE_BLOCKS_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """The pool that it belongs to."""
+    group: _builtins.str
+    """Its group."""
+    rank: _builtins.int
+    """Its place in the group."""
+    role: _builtins.str
+    """prefill, decode or mixed."""
+    draining: _builtins.bool
+    """Whether it takes no new requests any more."""
+    num_running: _builtins.int
+    """Completions with blocks."""
+    num_waiting: _builtins.int
+    """Completions without."""
+    total_blocks: _builtins.int
+    """All of its cache blocks."""
+    free_blocks: _builtins.int
+    """Of these, the free ones and the cached ones that would make room."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        group: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        role: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        num_running: _builtins.int = ...,
+        num_waiting: _builtins.int = ...,
+        total_blocks: _builtins.int = ...,
+        free_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "free_blocks", b"free_blocks", "group", b"group", "num_running", b"num_running", "num_waiting", b"num_waiting", "pool", b"pool", "rank", b"rank", "role", b"role", "total_blocks", b"total_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankSummary: _TypeAlias = RankSummary  # noqa: Y015
