@@ -17,7 +17,7 @@ from baleen.reports import FinishReason
 PREFIX = "baleen_"
 
 Kind = Literal["counter", "gauge", "histogram"]
-Process = Literal["router", "rank"]
+Process = Literal["gateway", "router", "rank"]
 Labels = tuple[str, ...]
 
 
@@ -55,6 +55,7 @@ _SHORT = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 _STEP = (0.00005, 0.0002, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _ERROR = (-30.0, -10.0, -3.0, -1.0, -0.3, -0.1, -0.03, 0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
+_GATEWAY: tuple[Process, ...] = ("gateway",)
 _ROUTER: tuple[Process, ...] = ("router",)
 _RANK: tuple[Process, ...] = ("rank",)
 _BOTH: tuple[Process, ...] = ("router", "rank")
@@ -68,6 +69,30 @@ CODES = (
 STAGES = ("schedule", "agree", "emit", "compute", "commit")
 
 TABLE: tuple[Metric, ...] = (
+    _counter(
+        "gateway_ledger_entries_total",
+        _GATEWAY,
+        "Requests that stand in the ledger. lost: of another gateway, which died before their end; they cost nothing.",
+        labels=("outcome",),
+        series=_each("finished", "cancelled", "failed", "lost"),
+    ),
+    _counter(
+        "gateway_billed_tokens_total",
+        _GATEWAY,
+        "Tokens of these entries, as the ledger has them; of prompts by whether a cache held them.",
+        labels=("kind",),
+        series=_each("prompt_hit", "prompt_miss", "completion"),
+    ),
+    _counter("gateway_billed_reasoning_tokens_total", _GATEWAY, "Of the completion tokens, those of thinking."),
+    _counter("gateway_billed_cost_total", _GATEWAY, "Cost of these entries, in the currency of the prices."),
+    _counter(
+        "gateway_refused_total",
+        _GATEWAY,
+        "Calls that were refused for their key. origin: pages of others, where no keys are asked for.",
+        labels=("reason",),
+        series=_each("key", "expired", "origin", "model", "balance", "requests", "tokens", "concurrency"),
+    ),
+    _counter("gateway_account_failures_total", _GATEWAY, "Transactions that the file of the accounts could not do."),
     _counter(
         "requests_total",
         _ROUTER,
@@ -302,7 +327,9 @@ TABLE: tuple[Metric, ...] = (
         series=(),
     ),
     _gauge("transport_info", _RANK, "1, with what moves the blocks.", labels=("backend",), series=()),
-    _gauge("build_info", _BOTH, "1, with the version that runs.", labels=("version",), series=()),
+    _gauge(
+        "build_info", ("gateway", "router", "rank"), "1, with the version that runs.", labels=("version",), series=()
+    ),
     _histogram(
         "event_loop_lag_seconds",
         _BOTH,

@@ -24,7 +24,7 @@ Times are seconds. The series of a metric are known beforehand: a label has the 
 counters and histograms stand at 0 from the start. A gauge is absent until its value is known.
 """
 
-_TITLES: dict[Process, str] = {"router": "Routers", "rank": "Ranks"}
+_TITLES: dict[Process, str] = {"gateway": "Gateways", "router": "Routers", "rank": "Ranks"}
 
 
 def page() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 from baleen.clock import Clock
 from baleen.errors import NotReady
+from baleen.metrics import Sample
 from baleen.telemetry import Log
 from router.gateway.accounts.clerk import Clerk
 from router.gateway.accounts.meters import AccountMeters
@@ -89,6 +90,11 @@ class Accounts:
     def num_failures(self) -> int:
         """Transactions that the database could not do."""
         return self._clerk.num_failures
+
+    def samples(self) -> Iterator[Sample]:
+        """Its metrics."""
+        yield from self.meters.samples()
+        yield "gateway_account_failures_total", (), self.num_failures
 
     async def authenticate(self, secrets: Collection[str]) -> Key:
         """The key that a call shows. Raises Refused without a good one, NotReady if keys cannot be read."""

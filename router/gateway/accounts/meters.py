@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import get_args
 
+from baleen.metrics import Sample
+from router.gateway.accounts.money import PICO
 from router.gateway.accounts.records import Entry, Outcome, Reason
 
 
@@ -28,3 +31,13 @@ class AccountMeters:
         self.completion_tokens += entry.usage.completion_tokens
         self.reasoning_tokens += entry.usage.reasoning_tokens
         self.cost += entry.cost
+
+    def samples(self) -> Iterator[Sample]:
+        """Everything."""
+        yield from (("gateway_ledger_entries_total", (name,), count) for name, count in self.entries.items())
+        yield from (("gateway_refused_total", (name,), count) for name, count in self.refused.items())
+        yield "gateway_billed_tokens_total", ("prompt_hit",), self.hit_tokens
+        yield "gateway_billed_tokens_total", ("prompt_miss",), self.miss_tokens
+        yield "gateway_billed_tokens_total", ("completion",), self.completion_tokens
+        yield "gateway_billed_reasoning_tokens_total", (), self.reasoning_tokens
+        yield "gateway_billed_cost_total", (), self.cost / PICO

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 
 from baleen.accounts_config import PriceConfig
 from baleen.errors import ConfigError, NotReady
+from baleen.exposition import Samples
 from baleen.telemetry import Log
 from router.gateway.accounts import accounts as accounts_module
 from router.gateway.accounts.accounts import KEYS_FRESH_S, Accounts
@@ -23,6 +25,14 @@ from tests.support.clock import ManualClock
 PRICES = PriceList([PriceConfig(model="m", input_hit="0.028", input_miss="0.28", output="0.42")])
 WALL = 1_770_000_000.0
 DAYS = {"first_day": "0000-00-00", "last_day": "9999-99-99"}
+
+
+class Exposed(CollectorRegistry):
+    """What a scrape of one gateway finds of its accounts."""
+
+    def __init__(self, gateway):
+        super().__init__()
+        self.register(Samples("gateway", gateway.samples))
 
 
 class Bench:
@@ -196,7 +206,10 @@ def test_a_charge_is_settled_once(bench):
             charge.settle(usage, "finished")
         cost = 4 * 28_000 + 6 * 280_000 + 20 * 420_000
         assert charge.cost(usage) == cost and await gateway.balance(key) == PICO - cost
-        assert gateway.meters.entries["finished"] == 1
+        text = generate_latest(Exposed(gateway)).decode()
+        assert 'baleen_gateway_ledger_entries_total{outcome="finished"} 1.0' in text
+        assert 'baleen_gateway_billed_tokens_total{kind="prompt_hit"} 4.0' in text
+        assert "baleen_gateway_account_failures_total 0.0" in text
         await gateway.close()
 
     asyncio.run(run())
