@@ -224,6 +224,7 @@ class ClusterConfig:
             f"name is {self.name!r}, must be lower-case letters, digits and hyphens, at most 32, a letter first",
         )
         self.transfer.require_clear(self.tls)
+        _require(bool(self.pools), "pools is [], must be a list of at least one pool")
         names = [pool.name for pool in self.pools]
         repeated = next((name for name in names if names.count(name) > 1), None)
         _require(repeated is None, f"the pool name {repeated!r} stands twice, must be unique")

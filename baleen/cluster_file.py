@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from baleen.cluster_config import ClusterConfig, PoolConfig
+from baleen.cluster_config import ClusterConfig
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 
@@ -36,7 +36,7 @@ def load_cluster_config(path: Path) -> ClusterConfig:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     try:
-        config = cluster_from_dict({} if raw is None else raw)
+        config = from_dict(ClusterConfig, {} if raw is None else raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return _at(path.absolute().parent, config)
@@ -51,17 +51,3 @@ def _at(folder: Path, config: ClusterConfig) -> ClusterConfig:
     if tls.enabled:
         tls = replace(tls, **{name: str(folder / getattr(tls, name)) for name in ("ca_file", "cert_file", "key_file")})
     return replace(config, model=model, redis=replace(config.redis, **found), tls=tls)
-
-
-def cluster_from_dict(raw: object) -> ClusterConfig:
-    """Build the configuration from plain values. Raises ConfigError that names the key and the value."""
-    if not isinstance(raw, Mapping) or "pools" not in raw:
-        return from_dict(ClusterConfig, raw)
-    # pools are the one list; everything else is what `from_dict` reads
-    config = from_dict(ClusterConfig, {key: value for key, value in raw.items() if key != "pools"})
-    pools = raw["pools"]
-    if not isinstance(pools, list) or not pools:
-        raise ConfigError(f"pools is {pools!r}, must be a list of at least one pool")
-    return replace(
-        config, pools=tuple(from_dict(PoolConfig, pool, key=f"pools[{place}]") for place, pool in enumerate(pools))
-    )

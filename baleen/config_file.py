@@ -59,8 +59,13 @@ def from_dict(kind: type[Config], raw: object, *, key: str = "") -> Config:
 def to_dict(config: object) -> dict[str, Any]:
     """The plain JSON values of a configuration dataclass; `from_dict` gives an equal one back."""
     assert is_dataclass(config) and not isinstance(config, type)
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return {name: to_dict(value) if is_dataclass(value) else value for name, value in values.items()}
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return to_dict(value) if is_dataclass(value) else value
 
 
 def _read(kind: Any, value: object, key: str) -> Any:
@@ -73,6 +78,11 @@ def _read(kind: Any, value: object, key: str) -> Any:
         if value not in choices or isinstance(value, bool):
             raise ConfigError(f"{key} is {_shown(value)}, must be one of {', '.join(choices)}")
         return value
+    if origin is tuple:
+        inner, _ = get_args(kind)
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key} is {_shown(value)}, must be a list")
+        return tuple(_read(inner, one, f"{key}[{place}]") for place, one in enumerate(value))
     if origin in (Union, types.UnionType):
         assert type(None) in get_args(kind) and len(get_args(kind)) == 2, "an optional value has one type beside None"
         inner = next(part for part in get_args(kind) if part is not type(None))

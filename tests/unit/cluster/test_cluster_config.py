@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from baleen.cluster_config import ClusterConfig, PoolConfig
-from baleen.cluster_file import cluster_from_dict, load_cluster_config
+from baleen.cluster_file import load_cluster_config
+from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 
 FULL = """
@@ -59,7 +60,7 @@ def test_an_empty_file_is_the_cluster_for_one_machine(tmp_path, text):
         ("pools: [{name: a, role: decode, cache: {num_block: 1}}]", "the nearest is pools[0].cache.num_blocks"),
         ("pools: [{role: decode}]", "pools[0].name is missing"),
         ("pools: []", "pools is [], must be a list of at least one pool"),
-        ("pools: {name: a}", "must be a list of at least one pool"),
+        ("pools: {name: a}", 'pools is {"name": "a"}, must be a list'),
         ("pools: [{name: a, role: both}]", 'pools[0].role is "both", must be one of prefill, decode, mixed'),
         ("pools: [{name: A, role: mixed}]", "the name of a pool is 'A', must be lower-case letters"),
         ("pools: [{name: router, role: mixed}]", "which is the name of the router's own service"),
@@ -107,6 +108,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_plain_values_do_as_well_as_a_file():
-    assert cluster_from_dict({"pools": [{"name": "all", "role": "mixed"}]}).pools == (
+    assert from_dict(ClusterConfig, {"pools": [{"name": "all", "role": "mixed"}]}).pools == (
         PoolConfig(name="all", role="mixed"),
     )
