@@ -90,7 +90,7 @@ TABLE: tuple[Metric, ...] = (
         _GATEWAY,
         "Calls that were refused for their key. origin: pages of others, where no keys are asked for.",
         labels=("reason",),
-        series=_each("key", "expired", "origin", "model", "balance", "requests", "tokens", "concurrency"),
+        series=_each("key", "expired", "origin", "operator", "model", "balance", "requests", "tokens", "concurrency"),
     ),
     _counter("gateway_account_failures_total", _GATEWAY, "Transactions that the file of the accounts could not do."),
     _counter(

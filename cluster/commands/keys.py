@@ -29,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     create = commands.add_parser("create", help="make a key; it is shown once and never again")
     create.add_argument("--tenant", required=True, help="keys of one tenant share cached prefixes, others never do")
     create.add_argument("--label", default="", metavar="TEXT", help="for people")
+    create.add_argument("--operator", action="store_true", help="may see the cluster behind the gateway, at /status")
     create.add_argument("--expires", metavar="TIME", help="how long it is good: 90d, 12h, 30m")
     create.add_argument("--models", metavar="A,B", help="names of models that it may ask for (all)")
     create.add_argument("--requests-per-minute", type=int, metavar="N", help="(no limit)")
@@ -76,6 +77,7 @@ def run_create(args: argparse.Namespace) -> int:
         tokens_per_minute=args.tokens_per_minute,
         concurrency=args.concurrency,
         has_balance=balance is not None,
+        is_operator=args.operator,
     )
     store = _store(args)
     try:
@@ -201,6 +203,7 @@ def _as_json(key: Key, balance: int | None, now_s: float) -> dict[str, object]:
         "tenant": key.tenant,
         "label": key.name,
         "state": _state(key, now_s),
+        "operator": key.is_operator,
         "created_at": int(key.created_at),
         "expires_at": None if key.expires_at is None else int(key.expires_at),
         "models": list(key.models),

@@ -43,6 +43,11 @@ class Caller:
         self.requests_left: Allowance | None = None
         self.tokens_left: Allowance | None = None
 
+    def require_operator(self) -> None:
+        """Raise Refused if the key may not see the cluster; where no keys are asked for, everybody may."""
+        if self.key is not None and not self.key.is_operator:
+            raise self._accounts.refuse("operator", "The API key is not an operator's, who alone may see the cluster.")
+
     async def open(
         self, *, request_id: str, model: str, served_as: str, prompt_tokens: int, output_tokens: int
     ) -> Charge:
@@ -132,8 +137,7 @@ class Authentication:
             raise self._foreign("Pages of other origins may not call a gateway that asks for no API keys.")
 
     def _foreign(self, message: str) -> Refused:
-        self._accounts.meters.refused["origin"] += 1
-        return Refused("origin", message)
+        return self._accounts.refuse("origin", message)
 
 
 def is_loopback(host: str) -> bool:

@@ -45,7 +45,9 @@ def refusal(call, *arguments, **named):
 def test_a_key_comes_back_as_it_was(store):
     key = a_key(models=("x", "y"), requests_per_minute=1, tokens_per_minute=2, concurrency=3, expires_at=WALL + 1)
     store.add_key(key, balance=None)
-    assert store.all_keys() == [key]
+    operator = a_key("b", is_operator=True)
+    store.add_key(operator, balance=None)
+    assert store.all_keys() == [key, operator]
 
 
 def test_what_changes_a_key_changes_the_version(store):

@@ -15,7 +15,7 @@ from baleen.telemetry import Log
 from router.gateway.accounts.clerk import Clerk
 from router.gateway.accounts.meters import AccountMeters
 from router.gateway.accounts.money import Price, PriceList, Usage
-from router.gateway.accounts.records import Allowance, DayUsage, Entry, Key, Opening, Outcome, Refused
+from router.gateway.accounts.records import Allowance, DayUsage, Entry, Key, Opening, Outcome, Reason, Refused
 from router.gateway.accounts.secret import key_id, matches
 from router.gateway.accounts.sqlite_store import SqliteStore
 
@@ -95,6 +95,11 @@ class Accounts:
         """Its metrics."""
         yield from self.meters.samples()
         yield "gateway_account_failures_total", (), self.num_failures
+
+    def refuse(self, reason: Reason, message: str) -> Refused:
+        """A refusal, counted."""
+        self.meters.refused[reason] += 1
+        return Refused(reason, message)
 
     async def authenticate(self, secrets: Collection[str]) -> Key:
         """The key that a call shows. Raises Refused without a good one, NotReady if keys cannot be read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from baleen.accounts_config import PriceConfig, require_one_currency
 from baleen.errors import ConfigError
@@ -71,6 +72,7 @@ class PriceList:
         """Raises ConfigError if a model stands twice, or the currencies differ."""
         prices = tuple(prices)
         require_one_currency(prices)
+        self._configured = prices
         self.currency = prices[0].currency if prices else "USD"
         self._prices = {
             price.model.lower(): Price(
@@ -78,6 +80,19 @@ class PriceList:
             )
             for price in prices
         }
+
+    def shown(self) -> dict[str, Any]:
+        """All prices for a million tokens, for clients."""
+        prices = [
+            {
+                "model": price.model,
+                "input_hit": price.input_hit,
+                "input_miss": price.input_miss,
+                "output": price.output,
+            }
+            for price in self._configured
+        ]
+        return {"object": "list", "currency": self.currency, "data": prices}
 
     def of(self, *names: str) -> Price:
         """The price of the first name that has one; 0 if none has."""

@@ -10,12 +10,13 @@ from baleen.errors import BaleenError, ConfigError
 from router.gateway.accounts.money import Usage
 
 Outcome = Literal["finished", "cancelled", "failed", "lost"]
-Reason = Literal["key", "expired", "origin", "model", "balance", "requests", "tokens", "concurrency"]
+Reason = Literal["key", "expired", "origin", "operator", "model", "balance", "requests", "tokens", "concurrency"]
 
 STATUS: dict[Reason, int] = {
     "key": 401,
     "expired": 401,
     "origin": 403,
+    "operator": 403,
     "model": 403,
     "balance": 402,
     "requests": 429,
@@ -51,7 +52,8 @@ class Key:
     """One key. Times are seconds of the wall clock since 1970; None: without a limit.
 
     tenant: prompts of one tenant share cached prefixes. models: lower-case names that it may ask for; empty: all.
-    has_balance: costs are taken from a balance, and none is left below 0.
+    has_balance: costs are taken from a balance, and none is left below 0. is_operator: may see the cluster behind the
+    gateway.
     """
 
     key_id: str
@@ -66,6 +68,7 @@ class Key:
     tokens_per_minute: int | None = None
     concurrency: int | None = None
     has_balance: bool = False
+    is_operator: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigError on a value out of range."""

@@ -21,7 +21,7 @@ BUSY_TIMEOUT_S = 5.0
 _CONCURRENCY_RETRY_S = 1.0
 _KEY_COLUMNS = (
     "key_id, digest, tenant, name, created_at, expires_at, revoked_at, models, requests_per_minute, "
-    "tokens_per_minute, concurrency, balance"
+    "tokens_per_minute, concurrency, is_operator, balance"
 )
 
 
@@ -85,10 +85,11 @@ class SqliteStore:
         values = (
             *(key.key_id, key.digest, key.tenant, key.name, key.created_at, key.expires_at, key.revoked_at),
             *(json.dumps(key.models), key.requests_per_minute, key.tokens_per_minute, key.concurrency),
+            int(key.is_operator),
         )
         with self.transaction():
             self._connection.execute(
-                f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                f"INSERT INTO keys ({_KEY_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (*values, 0 if key.has_balance else None),
             )
             if balance:
@@ -310,4 +311,5 @@ def _key(row: tuple) -> Key:  # type: ignore[type-arg]
     names = [name.strip() for name in _KEY_COLUMNS.split(",")]
     fields = dict(zip(names, values, strict=False))
     fields["models"] = tuple(json.loads(fields["models"]))
+    fields["is_operator"] = bool(fields["is_operator"])
     return Key(**fields, has_balance=balance is not None)

@@ -17,7 +17,7 @@ from router.gateway.accounts import accounts as accounts_module
 from router.gateway.accounts.accounts import KEYS_FRESH_S, Accounts
 from router.gateway.accounts.money import PICO, PriceList, Usage
 from router.gateway.accounts.records import Key, Refused
-from router.gateway.accounts.schema import MIGRATIONS
+from router.gateway.accounts.schema import APPLICATION_ID, MIGRATIONS
 from router.gateway.accounts.secret import digest, key_id, new_secret
 from router.gateway.accounts.sqlite_store import SqliteStore
 from tests.support.clock import ManualClock
@@ -357,6 +357,23 @@ def test_a_file_of_a_newer_version_is_left_alone(bench):
     connection.close()
     with pytest.raises(ConfigError, match="newer baleen"):
         bench.in_store(lambda store: None)
+
+
+def test_a_file_of_the_first_version_is_brought_up(tmp_path):
+    path = tmp_path / "accounts.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in MIGRATIONS[0]:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute("INSERT INTO keys VALUES ('k', x'00', 't', 'old', 1.0, NULL, NULL, '[\"m\"]', 1, NULL, 3, 50)")
+    connection.close()
+    for _ in range(2):
+        store = SqliteStore(path)
+        (key,) = store.all_keys()
+        assert (key.name, key.models, key.requests_per_minute, key.concurrency) == ("old", ("m",), 1, 3)
+        assert (key.is_operator, store.balance("k")) == (False, 50)
+        store.close()
 
 
 def test_accounts_are_for_their_owner_only(bench):

@@ -16,10 +16,11 @@ from baleen.telemetry import Log
 from router.gateway.account_endpoints import balance, usage
 from router.gateway.accounts.accounts import ANONYMOUS, Accounts
 from router.gateway.accounts.money import PICO, PriceList, Usage
-from router.gateway.accounts.records import Key
+from router.gateway.accounts.records import Key, Refused
 from router.gateway.accounts.secret import digest, key_id, new_secret
 from router.gateway.accounts.sqlite_store import SqliteStore
 from router.gateway.auth import CALLER, Authentication, is_loopback, loopback_hosts
+from router.gateway.operator_routes import operator_routes
 
 PRICES = PriceList([PriceConfig(model="m", input_miss="1", output="2")])
 
@@ -368,5 +369,30 @@ def test_usage_and_balance_are_the_callers_own(bench):
             with pytest.raises(InvalidRequest) as caught:
                 await usage(accounts, caller, query, wall_s=time.time())
             assert caught.value.field == field
+
+    bench.run(talk, check_keys=True)
+
+
+def test_only_operators_see_the_cluster_and_everybody_the_prices(bench):
+    plain, operator = bench.key(), bench.key(is_operator=True)
+
+    async def refused(request, error):
+        return JSONResponse({"said": str(error)}, status_code=error.status)
+
+    async def talk(app):
+        routes = operator_routes(bench.accounts, list)
+        inner = Starlette(routes=routes, exception_handlers={Refused: refused})
+        app = Authentication(inner, bench.accounts, check_keys=True)
+        for path in ("/v1/cluster", "/v1/requests/x"):
+            assert (await call(app, path, key=plain)).status == 403
+        seen = await call(app, "/v1/cluster", key=operator)
+        assert (seen.status, seen.json()) == (200, {"object": "cluster", "routers": []})
+        prices = (await call(app, "/v1/prices", key=plain)).json()
+        assert prices["currency"] == "USD" and prices["data"][0]["input_miss"] == "1"
+        for path in ("/v1/usage", "/usage", "/user/balance", "/v1/user/balance"):
+            assert (await call(app, path, key=plain)).status == 200
+        open_to_all = Authentication(inner, bench.accounts, check_keys=False)
+        assert (await call(open_to_all, "/v1/cluster", headers=[("host", "x")])).status == 200
+        assert bench.accounts.meters.refused["operator"] == 2
 
     bench.run(talk, check_keys=True)
