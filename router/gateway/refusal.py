@@ -1,14 +1,25 @@
-"""Refusals before any endpoint is reached: their bodies and headers in the form of the client's own dialect."""
+"""Errors in the form of the client's own dialect: statuses, bodies and headers."""
 
 from __future__ import annotations
 
 import json
 import math
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from baleen.errors import BaleenError
-from router.gateway.accounts.records import Allowance
+from baleen.errors import (
+    AlreadyRunning,
+    BaleenError,
+    CapacityError,
+    DeadlineExceeded,
+    DrainingError,
+    EpochEnded,
+    InvalidRequest,
+    NotReady,
+    QueueFull,
+    UnknownName,
+)
+from router.gateway.accounts.records import Allowance, Refused
 
 Dialect = Literal["openai", "anthropic"]
 Headers = list[tuple[bytes, bytes]]
@@ -19,16 +30,39 @@ _OPENAI: dict[int, tuple[str, str]] = {
     # as DeepSeek says it
     402: ("unknown_error", "invalid_request_error"),
     403: ("permission_error", "permission_denied"),
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    409: ("invalid_request_error", "conflict"),
+    413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
+    500: ("server_error", "internal_error"),
     503: ("server_error", "service_unavailable"),
+    504: ("server_error", "timeout"),
 }
 _ANTHROPIC: dict[int, str] = {
     400: "invalid_request_error",
     401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    409: "invalid_request_error",
+    413: "request_too_large",
     429: "rate_limit_error",
+    500: "api_error",
     503: "api_error",
+    504: "timeout_error",
+}
+_STATUS: dict[type[BaleenError], int] = {
+    InvalidRequest: 400,
+    UnknownName: 404,
+    AlreadyRunning: 409,
+    QueueFull: 429,
+    CapacityError: 400,
+    NotReady: 503,
+    DrainingError: 503,
+    EpochEnded: 503,
+    DeadlineExceeded: 504,
 }
 
 
@@ -37,14 +71,28 @@ def dialect_of(path: str) -> Dialect:
     return "anthropic" if path.startswith("/anthropic/") or "/messages" in path else "openai"
 
 
+def status_of(error: BaleenError) -> int:
+    """The HTTP status of an error; 500 of one that is ours."""
+    if isinstance(error, Refused):
+        return error.status
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+
+
+def error_object(error: BaleenError, status: int, dialect: Dialect) -> dict[str, Any]:
+    """What went wrong, as it stands under `error`."""
+    if dialect == "anthropic":
+        return {"type": _ANTHROPIC[status], "message": str(error)}
+    kind, code = _OPENAI[status]
+    field = error.field if isinstance(error, InvalidRequest) else None
+    return {"message": str(error), "type": kind, "param": field, "code": code}
+
+
 def refusal(status: int, error: BaleenError, dialect: Dialect) -> tuple[Headers, bytes]:
     """Headers and body."""
-    message = str(error)
+    shown: dict[str, Any] = {"error": error_object(error, status, dialect)}
     if dialect == "anthropic":
-        body = json.dumps({"type": "error", "error": {"type": _ANTHROPIC[status], "message": message}}).encode()
-    else:
-        kind, code = _OPENAI[status]
-        body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+        shown = {"type": "error", **shown}
+    body = json.dumps(shown).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

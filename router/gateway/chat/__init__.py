@@ -1,0 +1,1 @@
+"""The chat dialect, DeepSeek's and OpenAI's; the other dialects become it."""

@@ -1,0 +1,210 @@
+"""A request in the chat dialect: its fields, and the ask that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baleen.errors import InvalidRequest
+from baleen.sampling import MAX_SEED, SamplingParams
+from baleen.text.encoding_v32 import CALLS_BEGIN, DSML
+from router.gateway.ask import Ask
+from router.gateway.chat.messages import MissingReasoning, read_messages
+from router.gateway.chat.tools import ToolUse, read_tools
+from router.gateway.engine import Engine
+from router.gateway.fields import MAX_ITEMS, MAX_TEXT, Field, check
+from router.gateway.models import ModelNames
+
+Json = Mapping[str, Any]
+
+MAX_N = 8
+DEFAULT_TOKENS = 4096
+DEFAULT_THINKING_TOKENS = 32768
+
+FIELDS = (
+    Field(name="model", kind="string", required=True, longest=256, effect="A name of GET /v1/models."),
+    Field(name="messages", kind="array", required=True, longest=MAX_ITEMS, effect="What was said so far."),
+    Field(name="max_tokens", kind="integer", low=1, effect="Most tokens to generate, reasoning included."),
+    Field(name="max_completion_tokens", kind="integer", low=1, effect="The same, and counts if both are there."),
+    Field(name="min_tokens", kind="integer", low=0, effect="No end before so many tokens."),
+    Field(name="temperature", kind="number", low=0, high=2, effect="0 always takes the likeliest token."),
+    Field(name="top_p", kind="number", low=0, above_low=True, high=1, effect="Share of probability to sample from."),
+    Field(name="top_k", kind="integer", low=0, high=2**31 - 1, effect="Tokens to sample from, 0 for all."),
+    Field(name="min_p", kind="number", low=0, high=1, effect="Least probability beside the likeliest token's."),
+    Field(name="presence_penalty", kind="number", low=-2, high=2, effect="Against tokens that were generated."),
+    Field(name="frequency_penalty", kind="number", low=-2, high=2, effect="The same, for each time."),
+    Field(name="repetition_penalty", kind="number", low=0, above_low=True, high=100, effect="Of prompt and answer."),
+    Field(name="logit_bias", kind="object", longest=1024, effect="Added to the logits of token ids, -100 to 100."),
+    Field(name="stop", kind="string or array", longest=MAX_TEXT, effect="Up to 16 texts that end the answer."),
+    Field(name="stop_token_ids", kind="array", longest=128, effect="Token ids that end the answer."),
+    Field(name="ignore_eos", kind="boolean", effect="The model's own end does not end the answer."),
+    Field(name="seed", kind="integer", low=0, high=MAX_SEED, effect="The same seed gives the same answer."),
+    Field(name="n", kind="integer", low=1, high=MAX_N, effect="Number of answers."),
+    Field(name="stream", kind="boolean", effect="Chunks as the answer comes."),
+    Field(name="stream_options", kind="object", longest=8, effect="include_usage, continuous_usage_stats."),
+    Field(name="logprobs", kind="boolean", effect="Log-probabilities of the tokens; not while thinking."),
+    Field(name="top_logprobs", kind="integer", low=0, high=20, effect="So many rivals of each token."),
+    Field(name="response_format", kind="object", longest=8, effect="text, json_object or json_schema."),
+    Field(name="tools", kind="array", longest=128, effect="Functions that the model may call."),
+    Field(name="tool_choice", kind="string or object", longest=64, effect="none, auto, required, or which function."),
+    Field(name="parallel_tool_calls", kind="boolean", effect="False: at most one call."),
+    Field(name="thinking", kind="object", longest=8, effect="type: enabled or disabled."),
+    Field(name="chat_template_kwargs", kind="object", longest=16, effect="thinking or enable_thinking."),
+    Field(
+        name="reasoning_effort",
+        kind="string",
+        choices=("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+        effect="none switches thinking off, all others on.",
+    ),
+    Field(name="cache_salt", kind="string", longest=512, effect="Cached prefixes are shared under the same salt only."),
+    Field(name="user_id", kind="string", longest=512, effect="The same, for one user."),
+    Field(name="priority", kind="integer", low=-100, high=100, effect="Higher goes first."),
+    Field(name="continue_final_message", kind="boolean", effect="As prefix in the last message."),
+    Field(name="return_token_ids", kind="boolean", effect="Ids of prompt and answer in the answer."),
+)
+"""Fields of POST /v1/chat/completions; others are ignored."""
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_SAME = ("min_tokens", "ignore_eos", "seed", "n")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatLimits:
+    """What a gateway allows. max_output: tokens. missing_reasoning: see read_messages."""
+
+    max_output: int = 65536
+    missing_reasoning: MissingReasoning = "fill_empty"
+
+
+async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLimits, *, max_context: int) -> Ask:
+    """The ask of a chat body. Raises InvalidRequest that names the field."""
+    given = check(body, FIELDS)
+    model = names.find(given["model"])
+    thinking = _thinks(given, default=model.thinks)
+    messages = read_messages(given["messages"], thinking=thinking, missing=limits.missing_reasoning)
+    tools = read_tools(given, thinking=thinking)
+    prompt = engine.format.encode(
+        messages,
+        thinking=thinking,
+        tools=tools.offered,
+        response_format=_response_format(given, body),
+        continue_last=bool(given["messages"][-1].get("prefix") or given.get("continue_final_message")),
+    )
+    opening = _opening(tools)
+    token_ids = await engine.encode(prompt.text + opening)
+    return Ask(
+        model=given["model"],
+        prompt=token_ids,
+        sampling=_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids)),
+        thinking=prompt.thinking,
+        tools=bool(tools.offered),
+        one_call=given.get("parallel_tool_calls") is False or bool(tools.forced),
+        opening=opening,
+        cache_salt=given.get("cache_salt", given.get("user_id", "")),
+        priority=given.get("priority", 0),
+    )
+
+
+def _thinks(given: Json, *, default: bool) -> bool:
+    if "thinking" in given:
+        kind = given["thinking"].get("type")
+        if kind not in ("enabled", "disabled"):
+            raise InvalidRequest(f"thinking.type is {kind!r}, must be enabled or disabled", field="thinking.type")
+        return bool(kind == "enabled")
+    kwargs = given.get("chat_template_kwargs", {})
+    for name in ("thinking", "enable_thinking"):
+        if isinstance(kwargs.get(name), bool):
+            return bool(kwargs[name])
+    return given["reasoning_effort"] != "none" if "reasoning_effort" in given else default
+
+
+def _opening(tools: ToolUse) -> str:
+    """What an answer that must call a tool begins with."""
+    if tools.forced is None:
+        return ""
+    begin = f'\n\n{CALLS_BEGIN}\n<{DSML}invoke name="'
+    return begin + (f'{tools.forced}">\n' if tools.forced else "")
+
+
+def _response_format(given: Json, body: Json) -> Json | None:
+    form = given.get("response_format")
+    if form is None or form.get("type") == "text":
+        return None
+    if form.get("type") == "json_object":
+        if "json" not in str(body.get("messages")).lower():
+            raise InvalidRequest(
+                "Prompt must contain the word 'json' in some form to use 'response_format' of type 'json_object'.",
+                field="response_format",
+            )
+        return None
+    schema = form.get("json_schema")
+    if form.get("type") != "json_schema" or not isinstance(schema, dict):
+        kind = form.get("type")
+        problem = f"response_format.type is {kind!r}, must be text, json_object, or json_schema with its json_schema"
+        raise InvalidRequest(problem, field="response_format.type")
+    inner = schema.get("schema")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, num_prompt: int) -> SamplingParams:
+    wanted = given.get("max_completion_tokens", given.get("max_tokens"))
+    if wanted is not None and wanted > limits.max_output:
+        raise InvalidRequest(
+            f"Invalid max_tokens value, the valid range of max_tokens is [1, {limits.max_output}]", field="max_tokens"
+        )
+    if room < (wanted or 1):
+        total = room + num_prompt
+        raise InvalidRequest(
+            f"the prompt has {num_prompt} tokens and max_tokens is {wanted or 1}, the model's context is {total}",
+            field="messages",
+        )
+    default = DEFAULT_THINKING_TOKENS if thinking else DEFAULT_TOKENS
+    values: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
+    # while it thinks, the model is sampled as it was trained to be
+    values |= {name: given[name] for name in _SAMPLING if name in given and not thinking}
+    stop = given.get("stop", ())
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) for text in stops):
+        raise InvalidRequest("stop must be a string or an array of strings", field="stop")
+    return SamplingParams(
+        max_tokens=wanted or min(default, room, limits.max_output),
+        stop=stops,
+        stop_token_ids=frozenset(_token_ids(given.get("stop_token_ids", ()))),
+        logit_bias=_bias(given.get("logit_bias", {})),
+        logprobs=_logprobs(given, thinking),
+        **values,
+    )
+
+
+def _logprobs(given: Json, thinking: bool) -> int | None:
+    if "top_logprobs" in given and not given.get("logprobs"):
+        raise InvalidRequest(
+            "Invalid top_logprobs and logprobs value, logprobs must be set to true if top_logprobs is used.",
+            field="top_logprobs",
+        )
+    if not given.get("logprobs"):
+        return None
+    if thinking:
+        raise InvalidRequest("logprobs cannot be used while the model thinks", field="logprobs")
+    return int(given.get("top_logprobs", 0))
+
+
+def _token_ids(raw: Any) -> list[int]:
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 2**32 for token in raw):
+        raise InvalidRequest("stop_token_ids must be token ids", field="stop_token_ids")
+    return list(raw)
+
+
+def _bias(raw: Json) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for token, value in raw.items():
+        if (
+            not token.isdecimal()
+            or int(token) >= 2**32
+            or isinstance(value, bool)
+            or not isinstance(value, (int, float))
+        ):
+            raise InvalidRequest(f"logit_bias[{token[:40]!r}] must be a number for a token id", field="logit_bias")
+        bias[int(token)] = float(value)
+    return bias

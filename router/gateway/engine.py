@@ -1,0 +1,212 @@
+"""The router as the gateway sees it: asks go there by gRPC, and come back as pieces of answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from baleen.errors import BaleenError, DeadlineExceeded, NotReady
+from baleen.text.chat_format import ChatFormat
+from baleen.text.encoding_v32 import END_THINK
+from baleen.text.output_events import Content, Event, EventLog, ToolCallEnd
+from baleen.text.output_parser import OutputParser
+from baleen.text.tokenizer import Tokenizer
+from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baleen.wire.channel import open_channel
+from baleen.wire.errors import error_from_rpc
+from baleen.wire.sampling import sampling_to_proto
+from router.gateway.ask import Ask, Piece, TokenUsage
+
+LONG_TEXT = 10_000
+"""Characters from which on a text is tokenised beside the event loop."""
+
+_FINISH = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+}
+_INTERRUPTED = "insufficient_system_resource"
+
+
+class Engine:
+    """Speaks to one router, for one event loop."""
+
+    def __init__(self, router: str, tokenizer: Tokenizer, chat_format: ChatFormat, *, deadline_s: float) -> None:
+        """router: its address. deadline_s: most time of a request."""
+        self.tokenizer = tokenizer
+        self.format = chat_format
+        self._channel = open_channel(router)
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._deadline_s = deadline_s
+        self._end_think = tokenizer.encode(END_THINK)
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close(None)
+
+    async def model(self) -> inference_pb2.Model:
+        """What the router says of its model. Raises NotReady if it has no rank yet, or does not answer."""
+        try:
+            answer = await self._stub.ListModels(inference_pb2.ListModelsRequest(), timeout=5.0)
+        except grpc.aio.AioRpcError as error:
+            raise NotReady(f"the router does not answer: {error.code().name}") from error
+        model = answer.models[0]
+        if not model.max_context:
+            raise NotReady("no rank serves the model yet")
+        return model
+
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of a text; long ones beside the event loop."""
+        if len(text) < LONG_TEXT:
+            return self.tokenizer.encode(text)
+        return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    async def start(self, ask: Ask, *, request_id: str, tenant: str, traceparent: str = "") -> Running:
+        """Begin; returns once the router was asked. Whoever has the result must close it."""
+        request = inference_pb2.GenerateRequest(
+            request_id=request_id,
+            token_ids=inference_pb2.TokenIds(ids=ask.prompt),
+            sampling=sampling_to_proto(ask.sampling),
+            priority=ask.priority,
+            cache_salt=ask.cache_salt,
+        )
+        metadata = [("x-tenant", tenant)] if tenant else []
+        if traceparent:
+            metadata.append(("traceparent", traceparent))
+        call = self._stub.Generate(request, timeout=self._deadline_s, metadata=tuple(metadata))
+        return Running(call, ask, self)
+
+    def answer(self, ask: Ask) -> Answer:
+        """What takes one of the answers apart."""
+        parser = None
+        if ask.thinking is not None:
+            parser = self.format.parser(thinking=ask.thinking, tools=ask.tools)
+        return Answer(ask, parser, self._end_think)
+
+
+class Running:
+    """One ask at the router, from its start to `close`."""
+
+    def __init__(self, call: Any, ask: Ask, engine: Engine) -> None:
+        self._call = call
+        self._ask = ask
+        self._answers = [engine.answer(ask) for _ in range(ask.sampling.n)]
+        self._usage = TokenUsage(len(ask.prompt), 0, 0, 0)
+        self._admitted = False
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens of all answers so far."""
+        return self._usage
+
+    async def admitted(self) -> None:
+        """Wait until the router took the request. Raises what it refused it with."""
+        message = await self._read()
+        assert message is not None and message.WhichOneof("event") == "admitted"
+        self._admitted = True
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """News of the answers as they come. Raises what the router failed with."""
+        if not self._admitted:
+            await self.admitted()
+        while (message := await self._read()) is not None:
+            yield self._piece(message.delta)
+
+    def close(self) -> None:
+        """End it, if it has not ended: the ranks stop."""
+        self._call.cancel()
+
+    async def _read(self) -> inference_pb2.GenerateResponse | None:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        if not isinstance(message, inference_pb2.GenerateResponse):
+            if not self._admitted:
+                raise BaleenError("the router ended a call without an answer")
+            return None
+        return message
+
+    def _piece(self, delta: inference_pb2.Delta) -> Piece:
+        answer = self._answers[delta.index]
+        piece = answer.take(delta)
+        cached = max(self._usage.cached, delta.usage.cached_tokens)
+        completion = sum(each.num_tokens for each in self._answers)
+        reasoning = sum(each.num_reasoning for each in self._answers)
+        self._usage = TokenUsage(len(self._ask.prompt), cached, completion, reasoning)
+        if piece.finish == _INTERRUPTED and completion == 0:
+            raise _interruption(delta)
+        return Piece(
+            index=piece.index,
+            events=piece.events,
+            token_ids=piece.token_ids,
+            logprobs=piece.logprobs,
+            finish=piece.finish,
+            usage=self._usage,
+        )
+
+
+class Answer:
+    """One of the answers to an ask, as its tokens come."""
+
+    def __init__(self, ask: Ask, parser: OutputParser | None, end_think: list[int]) -> None:
+        self._parser = parser
+        self._one_call = ask.one_call
+        self._end_think = end_think
+        self._thinks = bool(ask.thinking)
+        self._calls = 0
+        self._begun: list[Event] = []
+        self.num_tokens = 0
+        self.num_reasoning = 0
+        if parser is not None and ask.opening:
+            self._begun = parser.feed(ask.opening)
+
+    def take(self, delta: inference_pb2.Delta) -> Piece:
+        """The piece that a message of the router is; its usage is left to whoever knows the other answers."""
+        self._count(delta.token_ids)
+        finish = _FINISH.get(delta.finish_reason, _INTERRUPTED) if delta.finish_reason else None
+        events = self._begun + self._events(delta.text, ended=finish is not None)
+        self._begun = []
+        self._calls += sum(isinstance(event, ToolCallEnd) for event in events)
+        if finish == "stop" and self._calls:
+            finish = "tool_calls"
+        return Piece(
+            index=delta.index,
+            events=events,
+            token_ids=delta.token_ids,
+            logprobs=delta.logprobs,
+            finish=finish,
+            usage=TokenUsage(0, 0, 0, 0),
+        )
+
+    def _events(self, text: str, *, ended: bool) -> list[Event]:
+        if self._parser is None:
+            log = EventLog()
+            log.content(text)
+            return log.drain()
+        events = self._parser.feed(text) if text else []
+        if ended:
+            events += self._parser.finish()
+        return [event for event in events if self._is_wanted(event)] if self._one_call else events
+
+    def _is_wanted(self, event: Event) -> bool:
+        """Nothing but the first call, and what came before it."""
+        index = getattr(event, "index", None)
+        return index == 0 if index is not None else not (isinstance(event, Content) and self._calls)
+
+    def _count(self, token_ids: Any) -> None:
+        self.num_tokens += len(token_ids)
+        for token_id in token_ids:
+            if self._thinks:
+                self.num_reasoning += 1
+                # where the tag is several tokens, its last one ends the reasoning
+                self._thinks = token_id != self._end_think[-1]
+
+
+def _interruption(delta: inference_pb2.Delta) -> BaleenError:
+    message = delta.detail or "the request was interrupted"
+    if delta.finish_reason == common_pb2.FINISH_REASON_DEADLINE:
+        return DeadlineExceeded(message)
+    return NotReady(message)

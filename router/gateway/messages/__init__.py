@@ -1,0 +1,1 @@
+"""Anthropic's Messages dialect: content blocks in, content blocks out."""
