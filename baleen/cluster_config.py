@@ -18,6 +18,7 @@ Strategy = Literal["pack", "strict_pack", "spread", "strict_spread"]
 Auth = Literal["token", "disabled"]
 PolicyName = Literal["cost", "least_loaded", "round_robin"]
 
+_EVERYWHERE = ("0.0.0.0", "[::]")
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -105,12 +106,16 @@ class PoolConfig:
 class RouterConfig:
     """The public gRPC service. host and port: where it listens; replica i listens on port + i.
 
+    node: address of the Ray node that all replicas run on, so that clients find them where they were; empty: that of
+    `baleen up`.
+
     metrics_port: of GET /metrics, on the same host and counted in the same way; 0 serves none.
     policy: how ranks are chosen. slo_first_token_s: a request that cannot have its first token in this time is refused
     at once; 0 never refuses for it. max_queued: requests that may wait in one replica.
     """
 
     host: str = "127.0.0.1"
+    node: str = ""
     port: int = 9000
     metrics_port: int = 9464
     replicas: int = 1
@@ -144,8 +149,9 @@ class RouterConfig:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where each replica listens."""
-        return tuple(f"{self.host}:{self.port + number}" for number in range(self.replicas))
+        """Where each replica is found."""
+        host = self.node if self.node and self.host in _EVERYWHERE else self.host
+        return tuple(f"{host}:{self.port + number}" for number in range(self.replicas))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,12 @@ from cluster.service import Service, service_name
 from router.config import RouterProcessConfig
 
 
-def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, log_directory: str) -> list[Service]:
+def services(
+    config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, log_directory: str, router_node: str = ""
+) -> list[Service]:
     """Everything that Serve runs. log_directory: where processes on this machine keep their logs; empty: they do not.
 
-    redis: the server that all of them share.
+    redis: the server that all of them share. router_node: address of the node of all routers; empty: any.
     """
     # on one machine nothing needs to be reached from outside
     local_host = "" if config.ray.address else "127.0.0.1"
@@ -53,9 +55,10 @@ def services(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, l
     router = Service(
         name=service_name(config.name, "router"),
         kind=RouterReplica,
-        arguments=(router_config(config, model, redis=redis), log_directory),
+        arguments=(router_config(config, model, redis=redis), config.router.replicas, log_directory),
         replicas=config.router.replicas,
         cpus=config.router.cpus,
+        address=router_node,
         leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
     )
     return [*pools, router]

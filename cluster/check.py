@@ -98,7 +98,7 @@ def check(config: ClusterConfig, model: ModelConfig, spec: ModelSpec, nodes: Seq
     violations = [violation for pool in config.pools for violation in _pool_rules(pool, spec, memory[pool.name])]
     violations += _cluster_rules(config)
     placed = None
-    warnings: list[str] = []
+    warnings = _cluster_warnings(config)
     if nodes is not None:
         placed = plan(pools_and_router(config), nodes)
         violations += [f"pool {group.pool}, group {group.group}: {group.reason}" for group in placed.unplaced]
@@ -164,9 +164,26 @@ def _cluster_rules(config: ClusterConfig) -> list[str]:
             f"redis.url is empty, must be given with ray.address ({config.ray.address}): the embedded server is "
             f"reached from this machine only"
         )
+    router = config.router
+    if router.node and not config.ray.address:
+        found.append(f"router.node is {router.node!r}, must be empty without ray.address: there is one node only")
+    elif router.node and _is_loopback(router.host) and not _is_loopback(router.node):
+        found.append(
+            f"router.host is {router.host}, must be an address that others reach, such as router.node ({router.node})"
+        )
     if config.group.heartbeat_timeout_s < 0.75:
         found.append(f"group.heartbeat_timeout_s is {config.group.heartbeat_timeout_s:g}, must be at least 0.75")
     return found
+
+
+def _cluster_warnings(config: ClusterConfig) -> list[str]:
+    if config.ray.address and not config.router.node and _is_loopback(config.router.host):
+        return [f"router.host is {config.router.host}: only clients on the machine of `baleen up` reach the routers"]
+    return []
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "[::1]" or host.startswith("127.")
 
 
 def _node_rules(placed: Plan, memory: dict[str, RankMemory | None]) -> list[str]:

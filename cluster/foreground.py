@@ -22,7 +22,7 @@ from baleen.errors import BaleenError, CheckpointError, ConfigError
 from baleen.redis_config import RedisConfig
 from cluster.embedded import EmbeddedRedis
 from cluster.marked import end_marked, mark_children
-from cluster.placement import plan, pools_and_router
+from cluster.placement import ROUTER, plan, pools_and_router
 from cluster.rank_child import import_path
 from cluster.ray_environment import prepare_environment
 from cluster.redis_check import check_redis
@@ -40,6 +40,9 @@ LONGEST_ROOT = 24
 
 PLACE_TIMEOUT_S = 60.0
 """Longest time for placing actors, beyond what the ranks may take."""
+
+FREED_S = 5.0
+"""Longest time for Ray to tell that something is free again."""
 
 _ERRORS: dict[int, type[BaleenError]] = {2: ConfigError, 3: CheckpointError}
 
@@ -168,21 +171,34 @@ class Foreground:
         from cluster import app, ray_adapter
 
         config = self._config
-        unplaced = plan(pools_and_router(config), ray_adapter.nodes()).unplaced
-        if unplaced:
-            raise ConfigError(
-                "; ".join(f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced)
-            )
         # only a Ray of our own shares this machine's files
-        log_directory = "" if config.ray.address else str(logs)
-        services = app.services(config, model, redis=redis, log_directory=log_directory)
+        log_directory, router_node = str(logs), ""
         if config.ray.address:
+            log_directory, router_node = "", config.router.node or ray_adapter.node_address()
             self._journal = ray_adapter.start_journal(config.name, str(logs))
-        else:
+        self._require_room(router_node)
+        services = app.services(config, model, redis=redis, log_directory=log_directory, router_node=router_node)
+        if not config.ray.address:
             self._undo.callback(ray_adapter.stop_serve)
         self._undo.callback(self._undeploy, services)
         ray_adapter.deploy(services)
         return services
+
+    def _require_room(self, router_node: str) -> None:
+        """Raise ConfigError that names what is missing where; what another cluster had may soon be free."""
+        from cluster import ray_adapter
+
+        known = {node.address for node in ray_adapter.nodes()}
+        if router_node and router_node not in known:
+            raise ConfigError(f"router.node is {router_node!r}, must be one of Ray's: {', '.join(sorted(known))}")
+        pools, addresses = pools_and_router(self._config), {ROUTER: router_node} if router_node else {}
+        deadline = time.monotonic() + FREED_S
+        while unplaced := plan(pools, ray_adapter.nodes(), addresses=addresses).unplaced:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    "; ".join(f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced)
+                )
+            time.sleep(FREED_S / 10)
 
     def _undeploy(self, services: Sequence[Service]) -> None:
         from cluster import ray_adapter

@@ -5,12 +5,15 @@ Ray places for real; this says beforehand whether it can, and if not, what is mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from baleen.cluster_config import ClusterConfig, PoolConfig
 
 GIB = 1 << 30
+
+ROUTER = "router"
+"""Stands for the router's service among the pools; no pool has this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def pools_and_router(config: ClusterConfig) -> list[PoolConfig]:
     """All that needs a place: the pools, and the router's replicas as if they were groups of one."""
     if config.router.cpus == 0:
         return list(config.pools)
-    router = PoolConfig(name="router", role="mixed", groups=config.router.replicas, cpus_per_rank=config.router.cpus)
+    router = PoolConfig(name=ROUTER, role="mixed", groups=config.router.replicas, cpus_per_rank=config.router.cpus)
     return [*config.pools, router]
 
 
@@ -93,21 +96,34 @@ def rank_order(bundle_nodes: Sequence[str]) -> list[int]:
     return sorted(range(len(bundle_nodes)), key=lambda bundle: (bundle_nodes[bundle], bundle))
 
 
-def plan(pools: Sequence[PoolConfig], nodes: Sequence[Node], *, most: bool = False) -> Plan:
+def plan(
+    pools: Sequence[PoolConfig],
+    nodes: Sequence[Node],
+    *,
+    most: bool = False,
+    addresses: Mapping[str, str] | None = None,
+) -> Plan:
     """Place every group that there always is, or with `most` every one that there may be.
 
-    Those that there always are come first, then the ones with the largest ranks; a group lies whole or not at all.
+    Those that there always are come first, of them those that are bound to an address (by pool), then the ones with
+    the largest ranks; a group lies whole or not at all.
     """
+    addresses = addresses or {}
     free = {node.node_id: node for node in sorted(nodes, key=lambda node: node.node_id)}
     wanted = [(pool, group) for pool in pools for group in range(pool.most_groups if most else pool.least_groups)]
-    by_size = sorted(wanted, key=lambda item: (item[1] < item[0].least_groups, _size(item[0])), reverse=True)
+    by_size = sorted(
+        wanted,
+        key=lambda item: (item[1] < item[0].least_groups, item[0].name in addresses, _size(item[0])),
+        reverse=True,
+    )
     placed: dict[tuple[str, int], PlacedGroup] = {}
     unplaced: dict[tuple[str, int], Unplaced] = {}
     for pool, group in by_size:
         need = rank_need(pool)
-        chosen = _place(pool, need, list(free.values()))
+        allowed = [node for node in free.values() if addresses.get(pool.name, node.address) == node.address]
+        chosen = _place(pool, need, allowed)
         if len(chosen) < pool.ep:
-            reason = _reason(pool, need, list(free.values()), num_placed=len(chosen))
+            reason = _reason(pool, need, allowed, num_placed=len(chosen))
             unplaced[pool.name, group] = Unplaced(pool.name, group, reason)
             continue
         ordered = sorted(chosen)

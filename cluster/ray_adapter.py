@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_current_placement_group, placement_group_table
@@ -74,17 +75,19 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+def node_address() -> str:
+    """Of the node that this process is on."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
 def nodes() -> list[Node]:
-    """The nodes that live and what they have in all."""
+    """The nodes that live and what they have free; of what ended a moment ago Ray may not know yet."""
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
     return [
         Node(
             node_id=node["NodeID"],
             address=node["NodeManagerAddress"],
-            free=Resources(
-                node["Resources"].get("CPU", 0.0),
-                node["Resources"].get("GPU", 0.0),
-                node["Resources"].get("memory", 0.0),
-            ),
+            free=Resources(*(free.get(node["NodeID"], {}).get(name, 0.0) for name in ("CPU", "GPU", "memory"))),
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
@@ -170,8 +173,7 @@ class _Launcher(RankLauncher):
     """The launcher, inside Ray, where it can tell its node's address."""
 
     def __init__(self, cluster: str, host: str, log_directory: str | None) -> None:
-        address = host or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-        super().__init__(address, log_directory, None if log_directory else journal(cluster))
+        super().__init__(host or node_address(), log_directory, None if log_directory else journal(cluster))
 
     def node_address(self) -> str:
         return self.host
@@ -256,11 +258,6 @@ def _journal(cluster: str) -> str:
     return f"{cluster}/journal"
 
 
-def replica_number() -> int:
-    """Which of its service's replicas this is: 0 to replicas - 1, taken over by whoever replaces it."""
-    return int(serve.get_replica_context().rank.rank)
-
-
 def deploy(services: Sequence[Service]) -> None:
     """Start Serve without proxies, since no token passes through it, and all services at once. Does not wait."""
     # what goes wrong stands in the states; the rest is of no use to whoever waits
@@ -275,6 +272,8 @@ def deploy(services: Sequence[Service]) -> None:
 
 def _application(service: Service) -> Any:
     placed: dict[str, Any] = {}
+    # every node has one of its own address, also one that comes in the place of another
+    at_address = {f"node:{service.address}": 0.001} if service.address else {}
     if service.bundles:
         placed = {
             "placement_group_bundles": list(service.bundles),
@@ -283,7 +282,7 @@ def _application(service: Service) -> Any:
     deployment: Any = serve.deployment(
         service.kind,
         name=service.name,
-        ray_actor_options={"num_cpus": service.cpus},
+        ray_actor_options={"num_cpus": service.cpus, "resources": at_address},
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=0.1,

@@ -20,12 +20,16 @@ from typing import IO
 from baleen.config_file import to_dict
 from baleen.errors import BaleenError, ConfigError
 from baleen.telemetry import readable
+from cluster.claim import Claim, await_free
 from cluster.journal import Send, SentLog
 from cluster.rank_child import import_path
 from router.config import RouterProcessConfig
 
 START_TIMEOUT_S = 60.0
 LEAVE_SLACK_S = 5.0
+CLAIM_S = 10.0
+"""Longest wait for an address: of one that is told to leave, and of one whose replica died, it is soon free."""
+
 _KEPT_LINES = 50
 
 
@@ -69,10 +73,14 @@ class RouterProcess:
         if code is not None:
             raise BaleenError(f"the router ended with code {code}: {self._last_line()}")
 
-    def leave(self) -> None:
-        """Let running requests end within the configured time, then end it."""
+    def ask_to_leave(self) -> None:
+        """Let running requests end within the configured time; it stops to listen at once. Does not wait."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def leave(self) -> None:
+        """The same, and wait for its end."""
+        self.ask_to_leave()
         try:
             self._process.wait(self._config.drain_timeout_s + LEAVE_SLACK_S)
         except subprocess.TimeoutExpired:
@@ -107,18 +115,27 @@ class RouterProcess:
 
 
 class RouterReplica:
-    """What Serve runs: a router, on the port of its number."""
+    """What Serve runs: a router, on the first port that no other replica has.
 
-    def __init__(self, config: RouterProcessConfig, log_directory: str) -> None:
+    Serve's own number of a replica is no use: what takes the place of a replica gets another one while that one ends.
+    """
+
+    def __init__(self, config: RouterProcessConfig, replicas: int, log_directory: str) -> None:
         """config: of replica 0. Raises BaleenError if it does not come up."""
-        from cluster import ray_adapter
-
         self._router: RouterProcess | None = None
-        number = ray_adapter.replica_number()
+        self._claim = Claim([_moved(config.listen, number) for number in range(replicas)], timeout_s=CLAIM_S)
+        number = self._claim.number
         mine = replace(
             config, listen=_moved(config.listen, number), listen_metrics=_moved(config.listen_metrics, number)
         )
-        send_log = None if log_directory else ray_adapter.journal(config.cluster)
+        # the router of a replica that died stops to listen as soon as it knows
+        await_free([address for address in (mine.listen, mine.listen_metrics) if address], timeout_s=CLAIM_S)
+        send_log = None
+        if not log_directory:
+            # ray is there only in the processes that Ray has started
+            from cluster import ray_adapter
+
+            send_log = ray_adapter.journal(config.cluster)
         self._router = RouterProcess(mine, number=number, log_directory=log_directory, send_log=send_log)
 
     def check_health(self) -> None:
@@ -130,6 +147,8 @@ class RouterReplica:
         """For Serve, which calls it when the replica is told to go."""
         router, self._router = self._router, None
         if router is not None:
+            router.ask_to_leave()
+            self._claim.release()
             router.leave()
 
 

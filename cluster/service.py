@@ -21,8 +21,8 @@ def service_name(cluster: str, part: str) -> str:
 class Service:
     """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
 
-    leave_s: time that a replica may take to go. target: how their number follows their load, which begins with
-    `replicas`; None: it does not.
+    address: of the node that all replicas run on; empty: any. leave_s: time that a replica may take to go.
+    target: how their number follows their load, which begins with `replicas`; None: it does not.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Service:
     cpus: float = 0.0
     bundles: Sequence[dict[str, float]] = ()
     strategy: str = "PACK"
+    address: str = ""
     leave_s: float = 20.0
     target: Target | None = None
 

@@ -195,6 +195,9 @@ class Router:
         drain_s = self._config.drain_timeout_s if drain_s is None else drain_s
         if drain_s > 0:
             await asyncio.sleep(SETTLE_S)
+        if self._metrics is not None:
+            # both addresses are free at once for whoever takes the place of this router
+            await asyncio.to_thread(self._metrics.close)
         if self._server is not None:
             await self._server.stop(drain_s)
         self._parts.admission.close()
@@ -205,9 +208,8 @@ class Router:
         await self._sessions.close()
         if self._index is not None:
             await self._index.close()
-        for part in (self._metrics, self._tracing):
-            if part is not None:
-                await asyncio.to_thread(part.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._log.info("router left")
 
 

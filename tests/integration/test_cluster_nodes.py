@@ -50,6 +50,16 @@ def test_a_lost_node_costs_its_own_group_only_which_comes_back_on_those_that_are
     assert seen["answer_after"] == seen["answer"]
 
 
+@pytest.mark.parametrize("lost", ["after_router", "after_replica", "without_node"])
+def test_a_router_that_was_lost_is_back_where_it_was(seen, lost):
+    assert seen[f"answer_{lost}"] == seen["answer"]
+
+
+def test_a_second_cluster_of_that_name_on_this_ray_is_refused(seen):
+    code, _, errors = seen["same_name"]
+    assert code == 2 and "name is 'default': a cluster of that name runs on this Ray already" in errors
+
+
 def test_what_no_node_has_is_named(seen):
     code, _, errors = seen["too_many"]
     assert code == 2

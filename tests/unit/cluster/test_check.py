@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from baleen.cluster_config import ClusterConfig, GroupConfig, PoolConfig, RayConfig, RedisConfig
+from baleen.cluster_config import ClusterConfig, GroupConfig, PoolConfig, RayConfig, RedisConfig, RouterConfig
 from baleen.config import CacheConfig, EngineConfig, ModelConfig
 from baleen.model_spec import model_spec_from_config
 from cluster import cli
@@ -77,6 +77,27 @@ def test_a_ray_elsewhere_needs_a_redis_that_it_can_reach():
     there = RayConfig(address="head:6379")
     assert "redis.url is empty" in violations(pool(), nodes=None, ray=there)[0]
     assert violations(pool(), nodes=None, ray=there, redis=RedisConfig(url="redis://redis")) == ()
+
+
+def test_routers_of_a_ray_elsewhere_must_be_reached():
+    def report(**router):
+        config = ClusterConfig(
+            pools=(pool(),),
+            ray=RayConfig(address="head:6379"),
+            redis=RedisConfig(url="redis://redis"),
+            router=RouterConfig(**router),
+        )
+        return check(config, MODEL, SPEC, None)
+
+    here = report()
+    assert here.violations == () and len(here.warnings) == 1 and "only clients on the machine" in here.warnings[0]
+    [violation] = report(node="10.0.0.5").violations
+    assert violation.startswith("router.host is 127.0.0.1, must be an address that others reach")
+    for host in ("0.0.0.0", "10.0.0.5"):
+        good = report(node="10.0.0.5", host=host)
+        assert (good.violations, good.warnings) == ((), ())
+        assert good.config.router.addresses == ("10.0.0.5:9000",)
+    assert "must be empty without ray.address" in violations(pool(), router=RouterConfig(node="10.0.0.5"))[0]
 
 
 def test_a_node_must_hold_the_memory_of_its_ranks_also_where_ray_counts_none():

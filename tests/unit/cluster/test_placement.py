@@ -81,6 +81,18 @@ def test_the_router_needs_a_place_too():
     assert plan(pools_and_router(config), [node("a", 3)]).unplaced == ()
 
 
+def test_what_is_bound_to_an_address_is_placed_there_first_or_not_at_all():
+    config = ClusterConfig(pools=(pool(1),), router=RouterConfig(cpus=1))
+    nodes = [node("a", 1), node("b", 1)]
+    for place, other in (("a", "b"), ("b", "a")):
+        result = plan(pools_and_router(config), nodes, addresses={"router": f"address of {place}"})
+        assert {group.pool: group.nodes[0].node_id for group in result.placed} == {"router": place, "decode": other}
+    [lacking] = plan(
+        pools_and_router(config), [node("a", 0.5), node("b", 9)], addresses={"router": "address of a"}
+    ).unplaced
+    assert lacking.pool == "router" and "address of a, lacks CPU: needs 1, free 0.5" in lacking.reason
+
+
 def test_ranks_follow_nodes_then_bundles():
     assert rank_order(["b", "a", "b", "a"]) == [1, 3, 0, 2]
 
