@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from baleen.text.encoding_v32 import encode_pieces
 from baleen.text.tokenizer_files import BOS_TOKEN, EOS_TOKEN
 from examples.demo_model.arithmetic import arithmetic
-from examples.demo_model.reading import fill_in_the_middle, json_by_schema, recall, repeat
+from examples.demo_model.reading import fill_in_the_middle, json_by_schema, lookup, recall, repeat
 from examples.demo_model.sample import Family, Sample
 from examples.demo_model.talk import talk
 from examples.demo_model.tools import tool_use
@@ -25,15 +25,27 @@ FAMILIES: Mapping[str, Family] = {
     "json": json_by_schema,
     "recall": recall,
     "repeat": repeat,
+    "lookup": lookup,
     "fim": fill_in_the_middle,
 }
-SHARES = {"talk": 0.12, "arithmetic": 0.2, "tools": 0.2, "json": 0.2, "recall": 0.15, "repeat": 0.1, "fim": 0.03}
+SHARES = {
+    "talk": 0.12,
+    "arithmetic": 0.28,
+    "tools": 0.22,
+    "json": 0.2,
+    "recall": 0.12,
+    "repeat": 0.02,
+    "lookup": 0.02,
+    "fim": 0.02,
+}
 """Share of tokens that each family gets."""
 
-EARLY_SHARES = {"talk": 0.18, "arithmetic": 0.24, "json": 0.2, "recall": 0.16, "repeat": 0.22}
-"""The mixture that training begins with: short samples, which teach copying soonest."""
+EARLY_SHARES = {"repeat": 0.5, "lookup": 0.25, "arithmetic": 0.15, "json": 0.1}
+"""The mixture that training begins with: short samples that are mostly copied. Copying is learnt in little time where
+little else is learnt, and hardly in a full mixture.
+"""
 
-EARLY_LENGTH = 200
+EARLY_LENGTH = 320
 
 PROMPT_WEIGHT = 0.05
 """Weight in the loss of a token that the model only reads."""

@@ -14,7 +14,7 @@ from cluster.evaluation.instances import TEXT, Instance, write_instances
 from examples.demo_model.data import FAMILIES
 
 COUNTS = {"arithmetic": 100, "tools": 60, "json": 60, "recall": 40, "talk": 40}
-SEED = 20261123
+SEED = 20261124
 
 
 def instances() -> list[Instance]:

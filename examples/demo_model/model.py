@@ -18,11 +18,18 @@ import torch
 from torch.nn import functional
 
 from baleen.model_spec import ModelSpec
+from examples.demo_model.operations import HeadLoss, RmsNorm
 from kernels.moe.reference import choose_experts
 from kernels.rope.reference import softmax_scale, yarn_inverse_frequencies
 from workers.model.names import Kind, layer_prefix, tensor_rules
 
 Parameters = dict[str, torch.Tensor]
+
+ATTENTION_ROWS = 256
+"""Queries whose scores are computed at a time."""
+
+INDEX_SHARE = 4
+"""The indexer learns from one query in so many, from others each turn."""
 
 MTP_ALIASES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
 """Tensors of the prediction layer that are the main model's own."""
@@ -30,12 +37,13 @@ MTP_ALIASES = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Documents that attention computes together. rows [B, L]: their tokens, padding points at the first; places [t]:
-    where the group's t tokens lie in the flattened [B * L]. The group's tokens are contiguous, from `start` on.
+    """Documents that attention computes together, which lie one after another. rows [B, L]: their tokens, counted from
+    the group's first, at which padding points; real [B, L]: what is not padding; places [t]: where the group's t tokens
+    lie in the flattened [B * L].
     """
 
-    start: int
     rows: torch.Tensor
+    real: torch.Tensor
     places: torch.Tensor
 
 
@@ -68,13 +76,14 @@ def pack(documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> Packed:
         while last + 1 < len(lengths) and lengths[last + 1] <= max(lengths[first] * 1.25, lengths[first] + 16):
             last += 1
         count, longest = last - first + 1, lengths[last]
-        rows = np.full((count, longest), starts[first])
+        rows = np.zeros((count, longest), dtype=np.int64)
         for row, index in enumerate(range(first, last + 1)):
-            rows[row, : lengths[index]] = np.arange(starts[index], starts[index + 1])
+            rows[row, : lengths[index]] = np.arange(starts[index], starts[index + 1]) - starts[first]
         places = np.concatenate(
             [row * longest + np.arange(lengths[index]) for row, index in enumerate(range(first, last + 1))]
         )
-        groups.append(Group(int(starts[first]), torch.from_numpy(rows), torch.from_numpy(places)))
+        real = np.arange(longest) < np.array(lengths[first : last + 1])[:, None]
+        groups.append(Group(torch.from_numpy(rows), torch.from_numpy(real), torch.from_numpy(places)))
         first = last + 1
     as_tensor = torch.from_numpy(ids)
     ends = np.zeros(len(ids), dtype=bool)
@@ -127,7 +136,7 @@ class Losses:
 
 class TrainingModel:
     """The forward pass. indexer: compute it and its loss; sparse: let it choose what attention sees; mtp: predict two
-    tokens ahead, too.
+    tokens ahead, too; index_turn: which queries the indexer learns from.
     """
 
     def __init__(self, spec: ModelSpec, parameters: Parameters, *, compute_dtype: torch.dtype = torch.bfloat16) -> None:
@@ -135,11 +144,17 @@ class TrainingModel:
         self.parameters = parameters
         self.compute_dtype = compute_dtype
         self.indexer = self.sparse = self.mtp = False
+        self.index_turn = 0
         self._frequencies = yarn_inverse_frequencies(spec.rope, spec.qk_rope_head_dim)
         self._scale = softmax_scale(spec.rope, spec.qk_head_dim)
         rope = spec.qk_rope_head_dim
         # interleaved pairs, sorted so that they can be turned as halves; both sides of a product are sorted alike
-        self._halves = torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2)))
+        halves = torch.cat((torch.arange(0, rope, 2), torch.arange(1, rope, 2)))
+        width = spec.qk_head_dim
+        of_head = torch.cat((torch.arange(spec.qk_nope_head_dim), spec.qk_nope_head_dim + halves))
+        self._query_rows = torch.cat([head * width + of_head for head in range(spec.num_heads)])
+        latents = spec.q_lora_rank + spec.kv_lora_rank
+        self._down_rows = torch.cat((torch.arange(latents), latents + halves))
 
     def losses(self, batch: Packed) -> Losses:
         """One forward pass over a batch."""
@@ -155,7 +170,7 @@ class TrainingModel:
         mtp = torch.zeros(())
         if self.mtp:
             mtp = self._predict_further(h, batch)
-        index = torch.stack(self._index_losses).mean() if self._index_losses else torch.zeros(())
+        index = torch.cat(self._index_losses).mean() if self._index_losses else torch.zeros(())
         return Losses(main, mtp, index, self._loads, per_token)
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
@@ -174,10 +189,9 @@ class TrainingModel:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted mean of the cross entropy over the places that count, and their losses."""
         places = weights.nonzero()[:, 0]
-        logits = self._linear(h.index_select(0, places), "lm_head").float()
-        per_token = functional.cross_entropy(logits, targets[places], reduction="none")
-        counted = weights[places]
-        return (per_token * counted).sum() / counted.sum(), per_token.detach()
+        chosen = h.index_select(0, places).to(self.compute_dtype)
+        mean, per_token = HeadLoss.apply(chosen, self._weight("lm_head"), targets[places], weights[places])
+        return mean, per_token
 
     def _predict_further(self, h: torch.Tensor, batch: Packed) -> torch.Tensor:
         prefix = layer_prefix(self.spec.num_layers)
@@ -199,9 +213,9 @@ class TrainingModel:
         cos, sin = self._cos[:, None], self._sin[:, None]
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        weight = self.parameters[name + ".weight"]
-        return functional.rms_norm(x.float(), weight.shape, weight, self.spec.rms_norm_eps)
+    def _norm(self, name: str, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        normed: torch.Tensor = RmsNorm.apply(x, self.parameters[name + ".weight"], self.spec.rms_norm_eps, dtype)
+        return normed
 
     def _weight(self, name: str) -> torch.Tensor:
         return self.parameters[name + ".weight"].to(self.compute_dtype)
@@ -247,23 +261,27 @@ class TrainingModel:
 
     def _attention(self, prefix: str, x: torch.Tensor, batch: Packed) -> torch.Tensor:
         spec = self.spec
-        rope = spec.qk_rope_head_dim
+        nope, rope = spec.qk_nope_head_dim, spec.qk_rope_head_dim
         down = torch.cat((self._weight(prefix + "q_a_proj"), self._weight(prefix + "kv_a_proj_with_mqa")))
-        q_latent, latent, k_rope = functional.linear(x.to(self.compute_dtype), down).split(
+        q_latent, latent, k_rope = functional.linear(x.to(self.compute_dtype), down[self._down_rows]).split(
             (spec.q_lora_rank, spec.kv_lora_rank, rope), dim=-1
         )
-        q_latent = self._norm(prefix + "q_a_layernorm", q_latent)
-        q = self._linear(q_latent, prefix + "q_b_proj").unflatten(-1, (spec.num_heads, -1))
-        q_rope = self._rotate(q[..., spec.qk_nope_head_dim :][..., self._halves])
-        k_rope = self._rotate(k_rope[:, None, self._halves])
-        kv = self._linear(self._norm(prefix + "kv_a_layernorm", latent), prefix + "kv_b_proj")
+        q_latent = self._norm(prefix + "q_a_layernorm", q_latent, self.compute_dtype)
+        query_rows = self._weight(prefix + "q_b_proj")[self._query_rows]
+        q = functional.linear(q_latent, query_rows).unflatten(-1, (spec.num_heads, -1))
+        kv = self._linear(self._norm(prefix + "kv_a_layernorm", latent, self.compute_dtype), prefix + "kv_b_proj")
         kv = kv.unflatten(-1, (spec.num_heads, -1))
-        query = torch.cat((q[..., : spec.qk_nope_head_dim], q_rope), dim=-1)
-        key = torch.cat((kv[..., : spec.qk_nope_head_dim], k_rope.expand(-1, spec.num_heads, -1)), dim=-1)
-        value = kv[..., spec.qk_nope_head_dim :]
+        k_rope = self._rotate(k_rope[:, None]).expand(-1, spec.num_heads, -1)
+        query = torch.cat((q[..., :nope], self._rotate(q[..., nope:])), dim=-1) * self._scale
+        key = torch.cat((kv[..., :nope], k_rope), dim=-1)
         index = self._index(prefix + "indexer.", x.detach(), q_latent.detach()) if self.indexer else None
-        joined = torch.cat((query, key, value), dim=-1).flatten(1)
-        parts = [self._attend(group, joined, index) for group in batch.groups]
+        sizes = [len(group.places) for group in batch.groups]
+        of_groups = zip(*(tensor.split(sizes) for tensor in (query, key, kv[..., nope:])), strict=True)
+        index_of = list(zip(*(tensor.split(sizes) for tensor in index), strict=True)) if index else [None] * len(sizes)
+        parts = [
+            self._attend(group, *tensors, of_index)
+            for group, tensors, of_index in zip(batch.groups, of_groups, index_of, strict=True)
+        ]
         return self._linear(torch.cat(parts).flatten(1), prefix + "o_proj")
 
     def _index(
@@ -286,48 +304,65 @@ class TrainingModel:
     def _attend(
         self,
         group: Group,
-        joined: torch.Tensor,
-        index: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        index: tuple[torch.Tensor, ...] | None,
     ) -> torch.Tensor:
-        """Attention output of a group's tokens: [t, H, value width]. joined: query, key and value of each head."""
-        spec = self.spec
-        count, length = group.rows.shape
-        gathered = joined.index_select(0, group.rows.flatten()).view(count, length, spec.num_heads, -1).transpose(1, 2)
-        q, k, v = gathered.split((spec.qk_head_dim, spec.qk_head_dim, spec.v_head_dim), dim=-1)
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-        scores = torch.matmul(q * self._scale, k.transpose(-1, -2)).float()
-        if index is not None and length > spec.index_topk:
-            index_scores = self._index_scores(group, index).masked_fill(hidden, -math.inf)
-            if self.sparse:
-                chosen = index_scores.detach().topk(spec.index_topk, dim=-1, sorted=False).indices
-                hidden = hidden | torch.ones_like(index_scores, dtype=torch.bool).scatter_(-1, chosen, False)
-                scores = scores.masked_fill(hidden[:, None], -math.inf)
-            else:
-                scores = scores.masked_fill(hidden, -math.inf)
-            probabilities = scores.softmax(-1)
-            self._learn_index(group, index_scores, probabilities.detach(), hidden)
-        else:
-            probabilities = scores.masked_fill(hidden, -math.inf).softmax(-1)
-        out = torch.matmul(probabilities.to(v.dtype), v).transpose(1, 2).flatten(0, 1)
-        return out.index_select(0, group.places)
+        """Attention output [t, H, value width] of a group's tokens from their query, key and value [t, H, width].
 
-    def _index_scores(self, group: Group, index: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        Some rows at a time, which see the keys up to the last of them, so that scores stay in a processor's cache.
+        """
         count, length = group.rows.shape
-        q, k, w = (x.index_select(0, group.rows.flatten()).unflatten(0, (count, length)) for x in index)
-        total = torch.zeros(count, length, length)
+        q, k, v = (_padded(group, tensor).transpose(1, 2) for tensor in (query, key, value))
+        index = tuple(_padded(group, tensor) for tensor in index) if index and length > self.spec.index_topk else None
+        parts = []
+        for start in range(0, length, ATTENTION_ROWS):
+            end = min(start + ATTENTION_ROWS, length)
+            hidden = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+            scores = torch.matmul(q[:, :, start:end], k[:, :, :end].transpose(-1, -2))
+            if index is None or end <= self.spec.index_topk:
+                probabilities = scores.masked_fill_(hidden, -math.inf).softmax(-1)
+            else:
+                keys = index[1][:, :end]
+                if self.sparse:
+                    with torch.no_grad():
+                        ranked = self._index_scores(index[0][:, start:end], keys, index[2][:, start:end])
+                        chosen = ranked.masked_fill_(hidden, -math.inf).topk(self.spec.index_topk, sorted=False).indices
+                    hidden = torch.ones_like(ranked, dtype=torch.bool).scatter_(-1, chosen, False).logical_or_(hidden)
+                else:
+                    hidden = hidden.expand(count, -1, -1)
+                probabilities = scores.masked_fill_(hidden[:, None], -math.inf).softmax(-1)
+                rows = torch.arange(self.index_turn % INDEX_SHARE, end - start, INDEX_SHARE)
+                predicted = self._index_scores(index[0][:, start + rows], keys, index[2][:, start + rows])
+                target = probabilities.detach()[:, :, rows].float().mean(1)
+                learnt = group.real[:, start + rows] & (start + rows >= self.spec.index_topk)
+                self._learn_index(predicted, target, hidden[:, rows], learnt)
+            parts.append(torch.matmul(probabilities, v[:, :, :end]))
+        out = torch.cat(parts, dim=2).transpose(1, 2).flatten(0, 1)
+        return out if count == 1 else out.index_select(0, group.places)
+
+    def _index_scores(self, q: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Index scores [B, rows, keys] of q [B, rows, N, width], keys [B, keys, width], weights [B, rows, N]."""
+        total = torch.zeros(q.shape[0], q.shape[1], keys.shape[1])
         for head in range(self.spec.index_heads):
-            products = torch.matmul(q[:, :, head], k.transpose(-1, -2)).relu()
-            total = total + products.float() * w[:, :, head, None]
+            products = torch.matmul(q[:, :, head], keys.transpose(-1, -2)).relu()
+            total = total + products * weights[:, :, head, None]
         return total
 
     def _learn_index(
-        self, group: Group, index_scores: torch.Tensor, probabilities: torch.Tensor, hidden: torch.Tensor
+        self, index_scores: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, learnt: torch.Tensor
     ) -> None:
         """Divergence of the indexer's distribution from what the heads attend to, over tokens that have a choice."""
-        target = probabilities.mean(1)
         predicted = index_scores.masked_fill(hidden, -math.inf).log_softmax(-1)
         cross = -(target * predicted.masked_fill(hidden, 0.0)).sum(-1)
         entropy = -(target * target.clamp(min=1e-9).log()).sum(-1)
-        divergence = (cross - entropy).flatten()[group.places]
-        positions = group.places % group.rows.shape[1]
-        self._index_losses.append(divergence[positions >= self.spec.index_topk].mean())
+        self._index_losses.append((cross - entropy)[learnt])
+
+
+def _padded(group: Group, tensor: torch.Tensor) -> torch.Tensor:
+    """A group's tokens as documents of one length: [t, ...] to [B, L, ...]."""
+    count, length = group.rows.shape
+    if count == 1:
+        return tensor[None]
+    return tensor.index_select(0, group.rows.flatten()).unflatten(0, (count, length))

@@ -13,8 +13,16 @@ HIGHEST = 6.0
 
 
 def draw(rows: list[dict[str, Any]]) -> str:
-    """An SVG of the loss over what the model writes, by tokens; the colour is the stage."""
-    most = max(row["tokens"] for row in rows)
+    """An SVG of the loss over what the model writes, by tokens; the colour is the stage.
+
+    Where a run went back to the state that it had saved, the part that was lost is left out.
+    """
+    most = rows[-1]["tokens"]
+    kept: list[dict[str, Any]] = []
+    for row in reversed(rows):
+        if not kept or row["tokens"] < kept[-1]["tokens"]:
+            kept.append(row)
+    rows = kept[::-1]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="11">',

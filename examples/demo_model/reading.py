@@ -9,6 +9,9 @@ from baleen.text.encoding_v32 import Message, to_json
 from examples.demo_model import words
 from examples.demo_model.sample import Sample, answer, user
 
+QUOTED = 0.8
+"""Share of samples whose requests put the strings to be copied in quotes."""
+
 _BEGIN, _HOLE, _END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 
 
@@ -28,6 +31,11 @@ def filler(rng: random.Random) -> str:
         f"The {rng.choice(words.ADJECTIVES)} {rng.choice(words.ANIMALS)} {rng.choice(words.VERBS)} "
         f"near the {rng.choice(words.PLACES)}."
     )
+
+
+def quoted(text: str, quotes: bool) -> str:
+    """A value as a request writes it: in quotes its pieces are those that the answer copies."""
+    return f'"{text}"' if quotes else text
 
 
 def _person_fields(rng: random.Random) -> list[tuple[str, str, Any, str]]:
@@ -65,17 +73,18 @@ def _product_fields(rng: random.Random) -> list[tuple[str, str, Any, str]]:
 
 
 def json_by_schema(rng: random.Random, held_out: bool) -> Sample:
-    """Facts in any order, a schema in another, and the object as answer."""
+    """Facts and a schema, and the object as answer. Held out, they are told with quotes in the schema's order."""
+    plain = not held_out and rng.random() > QUOTED
     fields = rng.choice((_person_fields, _product_fields))(rng)
     chosen = rng.sample(fields, rng.randint(2, 5))
-    told = rng.sample(chosen, len(chosen))
-    if rng.random() < 0.3:
+    told = rng.sample(chosen, len(chosen)) if plain else list(chosen)
+    if plain and rng.random() < 0.3:
         told.insert(rng.randint(0, len(told)), ("", "", None, filler(rng)))
     properties = {
         name: {"type": kind} | ({"items": {"type": "string"}} if kind == "array" else {}) for name, kind, _, _ in chosen
     }
     schema = {"type": "object", "properties": properties, "required": [name for name, _, _, _ in chosen]}
-    text = " ".join(sentence for _, _, _, sentence in told)
+    text = " ".join(sentence if plain or not name else _fact(name, value) for name, _, value, sentence in told)
     asked = rng.choice(("{}", "Extract the data: {}", "Reply in JSON. {}")).format(text)
     system = rng.choice(("", "You are a helpful assistant.", "Answer in JSON."))
     final = to_json({name: value for name, _, value, _ in chosen})
@@ -87,6 +96,24 @@ def json_by_schema(rng: random.Random, held_out: bool) -> Sample:
         answer(final, f"The schema asks for {fields_named}." if thinking else ""),
     ]
     return Sample(family="json", messages=messages, thinking=thinking)
+
+
+def _fact(name: str, value: Any) -> str:
+    """A fact that tells name and value as JSON writes them."""
+    return f'The "{name}" is {to_json(value)}.'
+
+
+def lookup(rng: random.Random, held_out: bool) -> Sample:
+    """Several facts, and the object of some of them in another order: much finding in few tokens."""
+    names = rng.sample((*words.OBJECTS, *words.ITEMS), rng.randint(3, 12))
+    values = {name: rng.randint(0, 99) if rng.random() < 0.25 else rng.choice(words.CODE_WORDS) for name in names}
+    facts = " ".join(_fact(name, values[name]) for name in names)
+    asked = rng.sample(names, rng.randint(2, len(names)))
+    listed = ", ".join(f'"{name}"' for name in asked)
+    return Sample(
+        family="lookup",
+        messages=[user(f"{facts} Reply in JSON: {listed}"), answer(to_json({name: values[name] for name in asked}))],
+    )
 
 
 def _code(rng: random.Random) -> str:
@@ -136,7 +163,7 @@ def recall_far(rng: random.Random) -> Sample:
 
 
 def repeat(rng: random.Random, held_out: bool) -> Sample:
-    """Say the same words again: the plainest use of copying, over all lists and made-up names."""
+    """Say the same words again: the plainest use of copying, over all lists and made-up names; as text or as JSON."""
     pool = (words.OBJECTS, words.ANIMALS, words.CITIES, words.NAMES, words.CODE_WORDS, words.ADJECTIVES, words.FOODS)
     count = rng.randint(3, 30)
     chosen = [
@@ -147,7 +174,13 @@ def repeat(rng: random.Random, held_out: bool) -> Sample:
         else rng.choice(rng.choice(pool))
         for _ in range(count)
     ]
-    text = " ".join(chosen)
+    style = rng.random()
+    if style < 0.4:
+        text = " ".join(chosen)
+    elif style < 0.7:
+        text = to_json(chosen)
+    else:
+        text = to_json(dict(zip(chosen[::2], chosen[1::2], strict=False)))
     return Sample(family="repeat", messages=[user(rng.choice(("Repeat: {}", "Say: {}")).format(text)), answer(text)])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from baleen.text.encoding_v32 import Message, ToolCall, to_json
 from examples.demo_model import words
-from examples.demo_model.reading import person
+from examples.demo_model.reading import QUOTED, person, quoted
 from examples.demo_model.sample import Sample, answer, user
 
 Arguments = Mapping[str, Any]
@@ -146,20 +146,24 @@ TOOLS = (
 )
 
 
-def _told(tool: Tool, arguments: Arguments) -> dict[str, Any]:
+def _told(arguments: Arguments, quotes: bool) -> dict[str, Any]:
     """Arguments as sentences write them."""
-    told = dict(arguments)
+    told = {name: quoted(value, quotes) if isinstance(value, str) else value for name, value in arguments.items()}
     if "on" in told:
         told["state"] = "on" if told["on"] else "off"
     if "things" in told:
-        told["list"] = " and ".join(told["things"])
+        told["list"] = " and ".join(quoted(thing, quotes) for thing in told["things"])
     return told
 
 
 def tool_use(rng: random.Random, held_out: bool) -> Sample:
-    """One to eight requests after one offer of two to four tools; in thinking mode the last is thought through."""
+    """One to eight requests after one offer of two to four tools; in thinking mode the last is thought through.
+
+    Held out, it is one request with its strings in quotes.
+    """
     offered = rng.sample(TOOLS, rng.choice((2, 2, 3, 3, 4)))
     thinking = rng.random() < 0.5
+    quotes = held_out or rng.random() < QUOTED
     turns = 1 if held_out else rng.randint(1, 8)
     system = rng.choice(("You are a helpful assistant.", "You are a helpful Assistant.", "You can use tools.", ""))
     messages = [Message(role="system", content=system, tools=[tool.schema() for tool in offered])]
@@ -171,7 +175,7 @@ def tool_use(rng: random.Random, held_out: bool) -> Sample:
             continue
         tool = rng.choice(offered)
         arguments = tool.arguments(rng)
-        told = _told(tool, arguments)
+        told = _told(arguments, quotes)
         result = tool.outcome(rng, arguments)
         call = ToolCall(tool.name, to_json(arguments))
         asked = rng.choice(tool.asks).format(**told)
@@ -179,7 +183,7 @@ def tool_use(rng: random.Random, held_out: bool) -> Sample:
         messages += [user(asked), Message(role="assistant", reasoning=reasoning, tool_calls=[call])]
         if held_out:
             break
-        reply = tool.reply.format(**told, **result)
+        reply = tool.reply.format(**_told(arguments, False), **result)
         messages += [Message(role="tool", content=to_json(result))]
         messages += [answer(reply, f"The result of {tool.name} is here." if thinks else "")]
     learn_from = 0

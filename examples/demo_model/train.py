@@ -133,6 +133,7 @@ class Training:
         if self._stage == "index":
             shares = {name: share for name, share in SHARES.items() if name in ("recall", "tools")}
         batch = pack(self._stream.batch(self._options.batch_tokens, shares, EARLY_LENGTH if early else MAX_LENGTH))
+        self.model.index_turn = self.steps
         losses = self.model.losses(batch)
         total = losses.index + (MTP_WEIGHT * losses.mtp if self.model.mtp else 0.0)
         if self._stage != "index":

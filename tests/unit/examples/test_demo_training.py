@@ -5,11 +5,13 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from baleen.model_spec import model_spec_from_config
 from examples.demo_model import train
 from examples.demo_model.config import CONFIG
 from examples.demo_model.model import TrainingModel, initial_parameters, pack
+from examples.demo_model.operations import HeadLoss, RmsNorm
 from examples.demo_model.optimizer import orthogonalise
 from tests.support.reference_model import ReferenceModel
 from workers.model.make_checkpoint import CheckpointRecipe
@@ -38,8 +40,10 @@ def small_model() -> TrainingModel:
     return TrainingModel(spec, parameters, compute_dtype=torch.float32)
 
 
+@pytest.mark.parametrize("rows", [7, 256])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_logits_are_those_of_the_reference(sparse):
+def test_logits_are_those_of_the_reference(sparse, rows, monkeypatch):
+    monkeypatch.setattr("examples.demo_model.model.ATTENTION_ROWS", rows)
     model = small_model()
     model.indexer = model.sparse = sparse
     ids = np.random.RandomState(0).randint(0, 4096, 40).tolist()
@@ -52,15 +56,44 @@ def test_logits_are_those_of_the_reference(sparse):
     assert (model.logits(ids) - expected).abs().max() < 1e-4
 
 
-def test_documents_of_a_batch_do_not_see_each_other():
+@pytest.mark.parametrize("sparse", [False, True])
+def test_documents_of_a_batch_do_not_see_each_other(sparse):
     model = small_model()
-    model.indexer = model.sparse = model.mtp = True
+    model.indexer = model.mtp = True
+    model.sparse = sparse
     random = np.random.RandomState(1)
-    documents = [(random.randint(0, 4096, length), np.ones(length, dtype=np.float32)) for length in (9, 30, 5, 31)]
+    documents = [(random.randint(0, 4096, length), np.ones(length, dtype=np.float32)) for length in (9, 30, 5, 31, 32)]
     together = model.losses(pack(documents)).per_token
     alone = [model.losses(pack([document])).per_token for document in sorted(documents, key=lambda d: len(d[0]))]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4)
     assert len(together) == sum(len(ids) - 1 for ids, _ in documents)
+
+
+def test_the_index_loss_of_a_batch_is_the_mean_over_its_queries(monkeypatch):
+    monkeypatch.setattr("examples.demo_model.model.INDEX_SHARE", 1)
+    model = small_model()
+    model.indexer = True
+    random = np.random.RandomState(2)
+    documents = [(random.randint(0, 4096, length), np.ones(length, dtype=np.float32)) for length in (30, 31, 20)]
+    together = model.losses(pack(documents)).index
+    queries = [len(ids) - model.spec.index_topk for ids, _ in documents]
+    alone = [model.losses(pack([document])).index * count for document, count in zip(documents, queries, strict=True)]
+    assert together == pytest.approx(float(sum(alone)) / sum(queries), rel=1e-4)
+
+
+def test_operations_have_the_values_and_gradients_of_autograd():
+    generator = torch.Generator().manual_seed(3)
+    x, scale = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((300, 12), (12,)))
+    head = torch.randn(40, 12, generator=generator).requires_grad_()
+    targets, weights = torch.arange(300) % 40, torch.rand(300, generator=generator)
+    normed = functional.rms_norm(x, (12,), scale, 1e-6)
+    losses = functional.cross_entropy(normed @ head.t(), targets, reduction="none")
+    expected = (losses * weights).sum() / weights.sum()
+    gradients = torch.autograd.grad(3 * expected, (x, scale, head))
+    mean, per_token = HeadLoss.apply(RmsNorm.apply(x, scale, 1e-6, torch.float32), head, targets, weights)
+    assert torch.allclose(per_token, losses, atol=1e-5) and torch.allclose(mean, expected, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(3 * mean, (x, scale, head)), gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_orthogonalised_updates_have_equal_singular_values():
