@@ -39,6 +39,11 @@ class Gateway(Protocol):
 class Shape(Protocol):
     """How one request's answers look. A frame is one server-sent event."""
 
+    @property
+    def request_id(self) -> str:
+        """The id of the answer, and of the request wherever it is known."""
+        ...
+
     def start(self) -> list[bytes]:
         """Frames before anything was generated."""
         ...

@@ -48,7 +48,7 @@ class _Choice:
 
 
 class ChatShape:
-    """The answers to one ask. answer_id: of the completion. created: seconds since 1970."""
+    """The answers to one ask. answer_id: of the completion, and of the request. created: seconds since 1970."""
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class ChatShape:
         fingerprint: str,
         options: ChunkOptions,
     ) -> None:
+        self.request_id = answer_id
         self._ask = ask
         self._tokenizer = tokenizer
         self._options = options

@@ -24,6 +24,7 @@ class MessageShape:
     """One message."""
 
     def __init__(self, answer: MessageAnswer) -> None:
+        self.request_id = str(answer.message()["id"])
         self._answer = answer
         self._finish = ""
 

@@ -25,6 +25,7 @@ class ResponseShape:
     """One response. Its last event tells the usage, so the end of the only answer waits for it."""
 
     def __init__(self, answer: ResponseAnswer) -> None:
+        self.request_id = str(answer.response()["id"])
         self._answer = answer
         self._finish = ""
 
