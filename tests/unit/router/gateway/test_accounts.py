@@ -2,29 +2,20 @@
 
 import asyncio
 import sqlite3
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from baleen.accounts_config import PriceConfig
-from baleen.errors import ConfigError, NotReady
+from baleen.errors import NotReady
 from baleen.exposition import Samples
-from baleen.telemetry import Log
 from router.gateway.accounts import accounts as accounts_module
-from router.gateway.accounts.accounts import KEYS_FRESH_S, Accounts
-from router.gateway.accounts.money import PICO, PriceList, Usage
-from router.gateway.accounts.records import Key, Refused
-from router.gateway.accounts.schema import APPLICATION_ID, MIGRATIONS
-from router.gateway.accounts.secret import digest, key_id, new_secret
-from router.gateway.accounts.sqlite_store import SqliteStore
-from tests.support.clock import ManualClock
-
-PRICES = PriceList([PriceConfig(model="m", input_hit="0.028", input_miss="0.28", output="0.42")])
-WALL = 1_770_000_000.0
-DAYS = {"first_day": "0000-00-00", "last_day": "9999-99-99"}
+from router.gateway.accounts.accounts import KEYS_FRESH_S
+from router.gateway.accounts.money import PICO, Usage
+from router.gateway.accounts.records import Refused
+from router.gateway.accounts.secret import new_secret
+from tests.support.accounts_bench import DAYS, WALL, Bench, opened
 
 
 class Exposed(CollectorRegistry):
@@ -35,56 +26,9 @@ class Exposed(CollectorRegistry):
         self.register(Samples("gateway", gateway.samples))
 
 
-class Bench:
-    """A database, a clock, and as many gateways on it as a test wants."""
-
-    def __init__(self, folder):
-        self.path = folder / "accounts.db"
-        self.clock = ManualClock()
-        self.wall_s = WALL
-        self.lines = []
-        self.said = asyncio.Event()
-
-    def gateway(self):
-        def write(line):
-            self.lines.append(line)
-            self.said.set()
-
-        log = Log("info", write=write)
-        return Accounts(self.path, PRICES, clock=self.clock, log=log, wall=lambda: self.wall_s)
-
-    def add_key(self, *, balance=None, **limits):
-        secret = new_secret()
-        key = Key(
-            key_id=key_id(secret),
-            digest=digest(secret),
-            tenant="t",
-            created_at=WALL,
-            has_balance=balance is not None,
-            **limits,
-        )
-        store = SqliteStore(self.path)
-        store.add_key(key, balance=balance)
-        store.close()
-        return secret, key
-
-    def in_store(self, call):
-        store = SqliteStore(self.path)
-        try:
-            return call(store)
-        finally:
-            store.close()
-
-
 @pytest.fixture
 def bench(tmp_path):
     return Bench(tmp_path)
-
-
-async def opened(gateway, key, number, *, prompt=10, output=20):
-    return await gateway.open(
-        key, request_id=f"r{number}", model="m", served_as="m", prompt_tokens=prompt, output_tokens=output
-    )
 
 
 def reason_of(error_info):
@@ -321,80 +265,38 @@ def test_the_ledger_and_the_counters_agree_to_the_last_token(tmp_path_factory, c
     assert spent + left == PICO // 1000 and left >= 0
 
 
-def test_the_ledger_cannot_be_changed(bench):
+def test_a_gateway_that_starts_leaves_requests_of_living_ones_alone(bench):
+    _, key = bench.add_key(concurrency=1)
+
+    async def run():
+        first, second = bench.gateway(), bench.gateway()
+        await first.start()
+        charge = await opened(first, key, 0)
+        await second.start()
+        with pytest.raises(Refused) as caught:
+            await opened(second, key, 1)
+        assert reason_of(caught) == "concurrency"
+        charge.settle(Usage(completion_tokens=2), "finished")
+        (day,) = await first.usage(key, **DAYS)
+        assert (day.num_requests, day.usage.completion_tokens) == (1, 2)
+        await first.close()
+        await second.close()
+
+    asyncio.run(run())
+
+
+def test_entries_are_forced_to_the_disk_and_reservations_are_not(bench):
     async def run():
         gateway = bench.gateway()
         await gateway.start()
-        (await opened(gateway, None, 0)).settle(Usage(), "finished")
+        clerk = gateway._clerk
+
+        def level(store):
+            return store._read("PRAGMA synchronous")[0][0]
+
+        # 2 is FULL, 1 is NORMAL
+        assert await asyncio.wrap_future(clerk.tell(level)) == 2
+        assert await clerk.ask(level) == 1
         await gateway.close()
 
     asyncio.run(run())
-    connection = sqlite3.connect(bench.path)
-    for statement in ("UPDATE ledger SET cost = 0", "DELETE FROM ledger"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            connection.execute(statement)
-    connection.close()
-
-
-def test_files_that_are_no_accounts_of_ours_are_refused(tmp_path):
-    other = sqlite3.connect(tmp_path / "other.db")
-    other.execute("CREATE TABLE things (a)")
-    other.commit()
-    other.close()
-    with pytest.raises(ConfigError, match="something else"):
-        SqliteStore(tmp_path / "other.db")
-    (tmp_path / "text").write_text("no database at all, but long enough to be taken for one" * 50)
-    with pytest.raises(ConfigError, match="not a database"):
-        SqliteStore(tmp_path / "text")
-    with pytest.raises(ConfigError, match="cannot be opened"):
-        SqliteStore(tmp_path)
-
-
-def test_a_file_of_a_newer_version_is_left_alone(bench):
-    bench.in_store(lambda store: None)
-    connection = sqlite3.connect(bench.path)
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    connection.close()
-    with pytest.raises(ConfigError, match="newer baleen"):
-        bench.in_store(lambda store: None)
-
-
-def test_a_file_of_the_first_version_is_brought_up(tmp_path):
-    path = tmp_path / "accounts.db"
-    connection = sqlite3.connect(path, isolation_level=None)
-    for statement in MIGRATIONS[0]:
-        connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("PRAGMA user_version = 1")
-    connection.execute("INSERT INTO keys VALUES ('k', x'00', 't', 'old', 1.0, NULL, NULL, '[\"m\"]', 1, NULL, 3, 50)")
-    connection.close()
-    for _ in range(2):
-        store = SqliteStore(path)
-        (key,) = store.all_keys()
-        assert (key.name, key.models, key.requests_per_minute, key.concurrency) == ("old", ("m",), 1, 3)
-        assert (key.is_operator, store.balance("k")) == (False, 50)
-        store.close()
-
-
-def test_accounts_are_for_their_owner_only(bench):
-    bench.in_store(lambda store: None)
-    assert [path.stat().st_mode & 0o077 for path in bench.path.parent.iterdir()] == [0] * len(
-        list(bench.path.parent.iterdir())
-    )
-
-
-def test_keys_out_of_range_are_refused_by_name():
-    good = Key(key_id="a", digest=b"", tenant="t", created_at=WALL)
-    for change, said in (
-        ({"tenant": ""}, "tenant is ''"),
-        ({"tenant": "a:b"}, "tenant is 'a:b'"),
-        ({"requests_per_minute": 0}, "requests_per_minute is 0, must be from 1"),
-        ({"tokens_per_minute": 10**10}, "tokens_per_minute is 10000000000, must be from 1 to 1000000000"),
-        ({"concurrency": -1}, "concurrency is -1"),
-        ({"expires_at": WALL}, "must be after"),
-        ({"models": ("A",)}, "lower case"),
-        ({"models": ("a b",)}, "must be the name of one"),
-        ({"name": "a\nb"}, "printable"),
-    ):
-        with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
-            replace(good, **change)
