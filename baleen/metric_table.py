@@ -124,6 +124,13 @@ TABLE: tuple[Metric, ...] = (
         buckets=_GAP,
     ),
     _histogram(
+        "tpot_seconds",
+        _ROUTER,
+        "Mean time for a token after the first, over all completions of a request; requests that finished and gave "
+        "one of them two tokens or more.",
+        buckets=_GAP,
+    ),
+    _histogram(
         "queue_seconds", _ROUTER, "What a request waited to be admitted, whether it was or not.", buckets=_FIRST_TOKEN
     ),
     _counter(

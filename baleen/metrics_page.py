@@ -22,6 +22,11 @@ hold those of the ranks. A rank or router that is started alone has `serve.metri
 
 Times are seconds. The series of a metric are known beforehand: a label has the values named here and no others, and
 counters and histograms stand at 0 from the start. A gauge is absent until its value is known.
+
+Not exposed, since nothing measures it yet: how uneven the load of the experts and the steps of a group's ranks are,
+why groups were started again (`baleen logs` tells), entries of the index in Redis (`INFO keyspace` there), shares of
+tenants, tokens computed again after a move, and anything of speculation. Processor time and memory are what the node
+exporter and the runtime of the containers tell.
 """
 
 _TITLES: dict[Process, str] = {"gateway": "Gateways", "router": "Routers", "rank": "Ranks"}

@@ -14,7 +14,7 @@ from baleen.errors import BaleenError
 from baleen.ids import Incarnation
 from router.messages import FetchEnded, Job, Reservation
 from router.policy.snapshot import FetchPlan
-from router.record import RequestRecord
+from router.record import FetchTold, RequestRecord
 from router.session import RankSession
 
 PAUSE_S = 5.0
@@ -131,6 +131,17 @@ async def fetch_prefix(
             route.destination.release(reservation.ticket)
         raise
     seconds, num_taken = now() - begun, ended.num_pushed if ended is not None else 0
+    record.fetches.append(
+        FetchTold(
+            begun + seconds,
+            seconds,
+            route.holder.address,
+            route.destination.address,
+            plan.num_fetched,
+            num_taken,
+            failure,
+        )
+    )
     if num_taken:
         log.delivered(num_taken, seconds)
     elif at_holder and (ended is None or ended.num_blocks > plan.num_blocks - plan.num_fetched):

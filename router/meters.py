@@ -29,6 +29,7 @@ class RequestMeters:
         self.duration = histograms("request_duration_seconds")
         self.first_token = histograms("ttft_seconds")
         self.token_gap = histogram("itl_seconds")
+        self.token_mean = histogram("tpot_seconds")
         self.queue = histogram("queue_seconds")
         self.migration = histogram("migration_seconds")
         self.prediction_error = histogram("predicted_ttft_error_seconds")
@@ -46,6 +47,8 @@ class RequestMeters:
             self.cancels[(record.phase,)] += 1
         if "queued" in record.phases:
             self.queue.observe(record.phases["queued"])
+        if record.kind == "finished" and record.num_gaps:
+            self.token_mean.observe(record.gaps_s / record.num_gaps)
         self._count_moves(record)
         if record.usage.counted:
             self._count_prompt(record)

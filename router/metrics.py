@@ -65,6 +65,7 @@ class Parts:
         yield from (("ttft_seconds", labels, one) for labels, one in meters.first_token.items())
         yield "output_tokens_total", (), meters.output_tokens
         yield "itl_seconds", (), meters.token_gap
+        yield "tpot_seconds", (), meters.token_mean
         yield "queue_seconds", (), meters.queue
         yield "migration_seconds", (), meters.migration
         yield "predicted_ttft_error_seconds", (), meters.prediction_error

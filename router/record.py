@@ -61,13 +61,26 @@ class Usage:
         self.cached = CachedTokens(decode=decode, prefill=prefill - decode, fetched=fetched - prefill)
 
 
+@dataclass(frozen=True, slots=True)
+class FetchTold:
+    """A fetch that is over. at: its end. num_wanted, num_taken: blocks. failure: empty if there was none."""
+
+    at: float
+    seconds: float
+    holder: str
+    destination: str
+    num_wanted: int
+    num_taken: int
+    failure: str
+
+
 @dataclass(slots=True, eq=False)
 class RequestRecord:
     """One request from its arrival on. Times are seconds since then; outcome is empty while it runs.
 
     phases: seconds of each that is over. moves: causes for which it left a rank after its first token. code: gRPC
     status of its end. prefill_rank, decode_rank: addresses of the last ones. expected_hits: tokens that each half of
-    the first choice was believed to hold.
+    the first choice was believed to hold. gaps_s, num_gaps: times between tokens of the same completion, and how many.
     """
 
     request_id: RequestId
@@ -88,6 +101,9 @@ class RequestRecord:
     moves: list[str] = field(default_factory=list)
     predicted_first_token_s: float | None = None
     expected_hits: Mapping[str, int] = field(default_factory=dict)
+    fetches: list[FetchTold] = field(default_factory=list)
+    gaps_s: float = 0.0
+    num_gaps: int = 0
     _phase_since: float | None = None
     _moving_since: float | None = None
     _last_token: dict[int, float] = field(default_factory=dict)
@@ -121,6 +137,8 @@ class RequestRecord:
         last = self._last_token.get(index)
         if last is not None:
             self.meters.token_gap.observe((now - last) / count, count)
+            self.gaps_s += now - last
+            self.num_gaps += count
         self._last_token[index] = now
         if self._moving_since is not None:
             self.meters.migration.observe(now - self._moving_since)

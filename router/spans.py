@@ -1,4 +1,4 @@
-"""The spans of one request in the router: its whole time, its admission, and each choice of ranks."""
+"""The spans of one request in the router: its whole time, its admission, choices of ranks, fetches of prefixes."""
 
 from __future__ import annotations
 
@@ -59,6 +59,20 @@ class RequestSpans:
                         "baleen.prefill": decision.prefill,
                         "baleen.predicted_first_token_s": decision.first_token_s,
                     },
+                )
+            for fetch in record.fetches:
+                tracing.record(
+                    "router.fetch",
+                    self.traceparent,
+                    (fetch.at - fetch.seconds, fetch.at),
+                    {
+                        "baleen.holder": fetch.holder,
+                        "baleen.destination": fetch.destination,
+                        "baleen.blocks_wanted": fetch.num_wanted,
+                        "baleen.blocks_taken": fetch.num_taken,
+                        "baleen.failure": fetch.failure,
+                    },
+                    error="FetchFailed" if fetch.failure else "",
                 )
             if record.first_token_s is not None:
                 self.moments.append(Moment("first token", record.arrived + record.first_token_s))

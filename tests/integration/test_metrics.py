@@ -75,6 +75,7 @@ def test_the_router_counts_what_its_client_saw(seen):
     # a message may bring several tokens at once: all but those of the first one follow another
     followed = sum(len(answer.tokens[0]) - len(answer.deltas[0].token_ids) for answer in answers)
     assert router.count("itl_seconds") == followed
+    assert router.count("tpot_seconds") == 3
     usages = [answer.usage[0] for answer in answers]
     assert router.value("prompt_tokens_total", "local_cache") == sum(usage.cached_tokens for usage in usages) == 192
     assert router.value("prompt_tokens_total", "computed") == 3 * 200 - 192

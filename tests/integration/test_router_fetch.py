@@ -1,9 +1,11 @@
 """One router and fake ranks over real gRPC: a prefix fetched from a third rank, and every way in which that fails."""
 
 import asyncio
+import json
 
 import pytest
 
+from baleen.config import TraceConfig
 from baleen.errors import DrainingError, QueueFull
 from router.policy.snapshot import Parameters
 from router.proxy import ProxyLimits
@@ -60,6 +62,31 @@ def test_a_prefill_rank_gets_a_prefix_before_it_computes():
             assert "fetches 2 blocks from" in note and terms["fetch_s"] < 0
 
     run(scenario())
+
+
+def test_a_fetch_is_part_of_the_trace_with_what_came_of_it(tmp_path):
+    file = tmp_path / "spans"
+
+    async def scenario():
+        holder, prefill, decode = three()
+        traces = TraceConfig(exporter="file", file=str(file), ratio=1.0)
+        async with router_with([holder, prefill, decode], parameters=ALWAYS, traces=traces) as client:
+            knows(client, {holder: HOLDS})
+            await client.generate(request(PROMPT))
+            holder.fetchable = 0
+            await client.generate(request([*PROMPT[:130], *range(70)]))
+            await at_rest(holder, prefill, decode)
+
+    run(scenario())
+    spans = [json.loads(line) for line in file.read_text().splitlines()]
+    roots = {span["span_id"] for span in spans if span["name"] == "router.request"}
+    good, bad = (span for span in spans if span["name"] == "router.fetch")
+    assert {good["parent_id"], bad["parent_id"]} == roots
+    blocks = [
+        (span["attributes"]["baleen.blocks_wanted"], span["attributes"]["baleen.blocks_taken"]) for span in (good, bad)
+    ]
+    assert blocks == [(2, 2), (2, 0)]
+    assert good["status"] != "error" and bad["attributes"].get("baleen.failure", "") == ""
 
 
 def test_a_rank_that_computes_alone_gets_a_prefix_first():
