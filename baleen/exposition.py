@@ -28,7 +28,7 @@ class Samples(Collector):
     def collect(self) -> Iterator[Family]:
         """Every metric that the table gives to this process. AssertionError on a sample that it does not."""
         found: dict[str, dict[Labels, float | Histogram]] = defaultdict(dict)
-        for name, labels, value in (("build_info", (_version(),), 1.0), *self._read()):
+        for name, labels, value in (("build_info", (version_of_baleen(),), 1.0), *self._read()):
             metric = BY_NAME[name]
             assert self._process in metric.processes, f"{name} is none of the {self._process}'s"
             assert labels in metric.series if metric.series else len(labels) == len(metric.labels), (name, labels)
@@ -89,7 +89,8 @@ def _buckets(value: Histogram) -> list[tuple[str, float]]:
     return list(zip(bounds, map(float, accumulate(list(value.counts))), strict=True))
 
 
-def _version() -> str:
+def version_of_baleen() -> str:
+    """Of the installed package."""
     try:
         return version("baleen")
     except PackageNotFoundError:

@@ -70,6 +70,21 @@ STAGES = ("schedule", "agree", "emit", "compute", "commit")
 
 TABLE: tuple[Metric, ...] = (
     _counter(
+        "gateway_requests_total",
+        _GATEWAY,
+        "Requests for answers that have ended, by the class of their HTTP status; 4xx too if the client left.",
+        labels=("endpoint", "status"),
+        series=_all(("chat", "completions", "responses", "messages"), ("2xx", "4xx", "5xx")),
+    ),
+    _gauge("gateway_active_requests", _GATEWAY, "Requests for answers that have not ended."),
+    _counter(
+        "gateway_departures_total",
+        _GATEWAY,
+        "Clients that left before their answer was complete, or took nothing of it for too long.",
+        labels=("reason",),
+        series=_each("disconnected", "stalled"),
+    ),
+    _counter(
         "gateway_ledger_entries_total",
         _GATEWAY,
         "Requests that stand in the ledger. lost: of another gateway, which died before their end; they cost nothing.",

@@ -33,6 +33,7 @@ _OPENAI: dict[int, tuple[str, str]] = {
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
     409: ("invalid_request_error", "conflict"),
+    415: ("invalid_request_error", "unsupported_media_type"),
     413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", "internal_error"),
@@ -48,12 +49,30 @@ _ANTHROPIC: dict[int, str] = {
     405: "invalid_request_error",
     409: "invalid_request_error",
     413: "request_too_large",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     500: "api_error",
     503: "api_error",
     504: "timeout_error",
 }
+
+
+class TooLarge(BaleenError):
+    """A body that is larger than the gateway takes."""
+
+
+class WrongMedia(BaleenError):
+    """A body that says that it is no JSON."""
+
+
+class WrongMethod(BaleenError):
+    """A path that knows other methods."""
+
+
 _STATUS: dict[type[BaleenError], int] = {
+    TooLarge: 413,
+    WrongMedia: 415,
+    WrongMethod: 405,
     InvalidRequest: 400,
     UnknownName: 404,
     AlreadyRunning: 409,
@@ -83,6 +102,8 @@ def error_object(error: BaleenError, status: int, dialect: Dialect) -> dict[str,
     if dialect == "anthropic":
         return {"type": _ANTHROPIC[status], "message": str(error)}
     kind, code = _OPENAI[status]
+    if isinstance(error, CapacityError) and status == 400:
+        code = "context_length_exceeded"
     field = error.field if isinstance(error, InvalidRequest) else None
     return {"message": str(error), "type": kind, "param": field, "code": code}
 

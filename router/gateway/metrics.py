@@ -1,0 +1,18 @@
+"""What a gateway exposes: the counts of its parts under the names of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from baleen.metrics import Sample
+from router.gateway.core import Core
+
+
+def samples(core: Core) -> Iterator[Sample]:
+    """Everything, in the gateway's event loop."""
+    meters = core.meters
+    yield from (("gateway_requests_total", labels, count) for labels, count in meters.requests.items())
+    yield "gateway_active_requests", (), meters.active
+    yield "gateway_departures_total", ("disconnected",), meters.disconnects
+    yield "gateway_departures_total", ("stalled",), meters.stalls
+    yield from core.accounts.samples()
