@@ -22,6 +22,9 @@ from router.gateway.accounts.sqlite_store import SqliteStore
 KEYS_FRESH_S = 1.0
 """How old the known keys may be when one is checked: a revoked key is refused after this time at most."""
 
+NEW_KEY_WAIT_S = 0.05
+"""How long a call with an unknown key waits for a second look, and how old the keys may be for that."""
+
 RECOVER_EVERY_S = 5.0
 ANONYMOUS = "anonymous"
 """Tenant of all calls where no keys are asked for."""
@@ -75,7 +78,7 @@ class Accounts:
         """Begin; returns how many keys can be used."""
         self._clerk.start()
         await self._recover()
-        await self._read_keys()
+        await self._read_keys(KEYS_FRESH_S)
         self._recovery = asyncio.create_task(self._keep_recovering())
         return sum(key.revoked_at is None for key in self._keys.values())
 
@@ -108,12 +111,15 @@ class Accounts:
                 raise Refused("key", "No API key was given: send the header `Authorization: Bearer KEY`.")
             if len(set(secrets)) > 1:
                 raise Refused("key", "Several API keys were given; send one.")
-            if self._read_at is None or self._clock.now() - self._read_at >= KEYS_FRESH_S:
-                await self._read_keys()
+            await self._read_keys(KEYS_FRESH_S)
             secret = next(iter(secrets))
-            # every bad key takes the same way
-            key = self._keys.get(key_id(secret) or "")
-            if not matches(secret, key.digest if key else None) or key is None:
+            key = self._find(secret)
+            if key is None and key_id(secret) is not None:
+                # it may be so new that it is not known here
+                await asyncio.sleep(NEW_KEY_WAIT_S)
+                await self._read_keys(NEW_KEY_WAIT_S)
+                key = self._find(secret)
+            if key is None:
                 raise Refused("key", _NO_KEY)
             key.check(self._wall())
         except Refused as error:
@@ -190,17 +196,27 @@ class Accounts:
         elif answer.result():
             self.meters.wrote(entry)
 
-    async def _read_keys(self) -> None:
+    def _find(self, secret: str) -> Key | None:
+        key = self._keys.get(key_id(secret) or "")
+        return key if matches(secret, key.digest if key else None) else None
+
+    async def _read_keys(self, most_age_s: float) -> None:
+        """See to it that the known keys are younger than that."""
+        if self._is_fresh(most_age_s):
+            return
         async with self._reading:
-            now_s = self._clock.now()
-            if self._read_at is not None and now_s - self._read_at < KEYS_FRESH_S:
+            if self._is_fresh(most_age_s):
                 return
+            now_s = self._clock.now()
             version = await self._clerk.ask(lambda store: store.keys_version())
             if version != self._version:
                 self._keys = {key.key_id: key for key in await self._clerk.ask(lambda store: store.all_keys())}
                 # read before the keys were: at worst they are read once more
                 self._version = version
             self._read_at = now_s
+
+    def _is_fresh(self, most_age_s: float) -> bool:
+        return self._read_at is not None and self._clock.now() - self._read_at < most_age_s
 
     async def _keep_recovering(self) -> None:
         while True:

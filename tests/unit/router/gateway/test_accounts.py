@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from baleen.errors import NotReady
 from baleen.exposition import Samples
 from router.gateway.accounts import accounts as accounts_module
-from router.gateway.accounts.accounts import KEYS_FRESH_S
+from router.gateway.accounts.accounts import KEYS_FRESH_S, NEW_KEY_WAIT_S
 from router.gateway.accounts.money import PICO, Usage
 from router.gateway.accounts.records import Refused
 from router.gateway.accounts.secret import new_secret
@@ -57,6 +57,22 @@ def test_a_good_key_is_known_and_all_others_are_refused_alike(bench):
                 await gateway.authenticate(bad)
             assert caught.value.status == 401
         assert gateway.meters.refused["key"] == 8
+        await gateway.close()
+
+    asyncio.run(run())
+
+
+def test_a_new_key_is_good_at_once(bench):
+    bench.add_key()
+
+    async def run():
+        gateway = bench.gateway()
+        await gateway.start()
+        secret, key = bench.add_key()
+        task = asyncio.create_task(gateway.authenticate([secret]))
+        await asyncio.sleep(0)
+        bench.clock.advance(2 * NEW_KEY_WAIT_S)
+        assert await task == key
         await gateway.close()
 
     asyncio.run(run())
