@@ -75,12 +75,12 @@ def _check_one(value: Any, field: Field, name: str) -> None:
 
 def _check_range(value: float, field: Field, name: str) -> None:
     low, high = field.low, field.high
-    wrong = not math.isfinite(value)
+    wrong = isinstance(value, float) and not math.isfinite(value)
     wrong = wrong or (low is not None and (value < low or (field.above_low and value == low)))
     if wrong or (high is not None and value > high):
         least = "" if low is None else f" {'above' if field.above_low else 'at least'} {low:g}"
         most = "" if high is None else f"{' and' if least else ''} at most {high:g}"
-        raise InvalidRequest(f"{name} is {value}, must be{least}{most}", field=name)
+        raise InvalidRequest(f"{name} is {str(value)[:40]}, must be{least}{most}", field=name)
 
 
 def _article(kind: str) -> str:

@@ -199,12 +199,10 @@ def _token_ids(raw: Any) -> list[int]:
 def _bias(raw: Json) -> dict[int, float]:
     bias: dict[int, float] = {}
     for token, value in raw.items():
-        if (
-            not token.isdecimal()
-            or int(token) >= 2**32
-            or isinstance(value, bool)
-            or not isinstance(value, (int, float))
-        ):
-            raise InvalidRequest(f"logit_bias[{token[:40]!r}] must be a number for a token id", field="logit_bias")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_token = token.isascii() and token.isdecimal() and len(token) <= 9
+        if not is_token or not is_number or not -100 <= value <= 100:
+            problem = f"logit_bias[{token[:40]!r}] must be a token id with a number from -100 to 100"
+            raise InvalidRequest(problem, field="logit_bias")
         bias[int(token)] = float(value)
     return bias

@@ -137,7 +137,7 @@ def _choose(chat: Json, choice: str | Json) -> None:
     elif choice.get("type") == "function":
         chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
     elif choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
-        allowed = {tool.get("name") for tool in choice["tools"] if isinstance(tool, dict)}
+        allowed = [tool.get("name") for tool in choice["tools"] if isinstance(tool, dict)]
         chat["tools"] = [tool for tool in chat.get("tools", ()) if tool["function"]["name"] in allowed]
         chat["tool_choice"] = choice.get("mode") or "auto"
     else:

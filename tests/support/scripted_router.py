@@ -1,0 +1,114 @@
+"""A router without ranks: a real gRPC server that answers prompts with texts that a test wrote, token by token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from baleen.errors import BaleenError
+from baleen.text.completion import CompletionText
+from baleen.text.stop_strings import StopStrings
+from baleen.text.tokenizer import Tokenizer
+from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baleen.wire.channel import SERVER_OPTIONS
+from baleen.wire.errors import abort
+
+MAX_CONTEXT = 100_000
+
+Reply = Callable[[str], str | BaleenError]
+"""From the text of a prompt to what the model writes after it."""
+
+
+class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
+    """Usable as an async context manager; `address` is set inside.
+
+    prompts: texts that came. requests: as they came. cancelled: requests whose call was cancelled. hold_after: tokens
+    after which an answer waits for `go`. fail_after: tokens after which an answer fails.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, reply: Reply) -> None:
+        self._tokenizer = tokenizer
+        self.reply = reply
+        self.prompts: list[str] = []
+        self.requests: list[inference_pb2.GenerateRequest] = []
+        self.cancelled: list[str] = []
+        self.hold_after: int | None = None
+        self.fail_after: int | None = None
+        self.go = asyncio.Event()
+        self.address = ""
+
+    async def __aenter__(self) -> ScriptedRouter:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        await self._server.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._server.stop(0.0)
+
+    async def ListModels(self, request: Any, context: Any) -> inference_pb2.ListModelsResponse:
+        model = inference_pb2.Model(
+            id="baleen",
+            max_context=MAX_CONTEXT,
+            vocab_size=self._tokenizer.vocab_size,
+            has_tokenizer=True,
+            fingerprint="0123456789abcdef",
+        )
+        return inference_pb2.ListModelsResponse(models=[model])
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:  # type: ignore[override]
+        try:
+            await self._generate(request, context)
+        except asyncio.CancelledError:
+            self.cancelled.append(request.request_id)
+            raise
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
+        prompt = self._tokenizer.decode(request.token_ids.ids)
+        self.requests.append(request)
+        self.prompts.append(prompt)
+        reply = self.reply(prompt)
+        if isinstance(reply, BaleenError):
+            await abort(context, reply)
+        admitted = inference_pb2.Admitted(request_id=request.request_id)
+        await context.write(inference_pb2.GenerateResponse(admitted=admitted))
+        for index in range(max(1, request.sampling.n)):
+            async for delta in self._deltas(request, self._tokenizer.encode(reply)):
+                delta.index = index
+                await context.write(inference_pb2.GenerateResponse(delta=delta))
+
+    async def _deltas(self, request: inference_pb2.GenerateRequest, token_ids: list[int]) -> Any:
+        sampling = request.sampling
+        text = CompletionText(self._tokenizer, StopStrings(sampling.stop) if sampling.stop else None)
+        finish = common_pb2.FINISH_REASON_STOP
+        if len(token_ids) >= sampling.max_tokens:
+            token_ids, finish = token_ids[: sampling.max_tokens], common_pb2.FINISH_REASON_LENGTH
+        for count, token_id in enumerate(token_ids):
+            if count == self.hold_after:
+                await self.go.wait()
+            if count == self.fail_after:
+                yield self._last(request, count, "", common_pb2.FINISH_REASON_FAILED)
+                return
+            piece = text.feed([token_id])
+            delta = inference_pb2.Delta(text=piece.text, token_ids=[token_id])
+            if sampling.HasField("logprobs"):
+                top = [common_pb2.TokenLogprob(token_id=token_id, logprob=-0.25)] * sampling.logprobs
+                delta.logprobs.append(common_pb2.PositionLogprobs(logprob=-0.25, top=top))
+            if piece.hit is not None:
+                delta.MergeFrom(self._last(request, count + 1, "", common_pb2.FINISH_REASON_STOP))
+                yield delta
+                return
+            yield delta
+        yield self._last(request, len(token_ids), text.finish().text, finish)
+
+    def _last(self, request: inference_pb2.GenerateRequest, count: int, text: str, finish: Any) -> inference_pb2.Delta:
+        prompt_tokens = len(request.token_ids.ids)
+        usage = common_pb2.Usage(
+            prompt_tokens=prompt_tokens, completion_tokens=count, cached_tokens=min(64, prompt_tokens - 1)
+        )
+        return inference_pb2.Delta(text=text, finish_reason=finish, usage=usage)
