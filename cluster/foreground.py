@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -21,6 +22,7 @@ from baleen.config import ModelConfig
 from baleen.errors import BaleenError, CheckpointError, ConfigError
 from baleen.redis_config import RedisConfig
 from cluster.embedded import EmbeddedRedis
+from cluster.headless import drain_all
 from cluster.marked import end_marked, mark_children
 from cluster.placement import ROUTER, plan, pools_and_router
 from cluster.rank_child import import_path
@@ -62,6 +64,8 @@ class Foreground:
         self._undo = contextlib.ExitStack()
         self._state = RunState(name=config.name, pid=os.getpid())
         self._journal: object = None
+        self.abandoned_ray = False
+        """Ray had lost its head at the end: this process can then end with os._exit only."""
 
     def run(self, on_ready: Callable[[], None]) -> None:
         """Everything; returns once a signal has asked for the end. Raises BaleenError if the cluster cannot start."""
@@ -123,7 +127,14 @@ class Foreground:
                 groups={pool.name: groups[service_name(self._config.name, pool.name)] for pool in self._config.pools},
             )
 
-        return Watch(lambda: ray_adapter.states(services), say=self._say, tell=tell, redis=redis)
+        return Watch(
+            lambda: ray_adapter.states(services),
+            say=self._say,
+            tell=tell,
+            redis=redis,
+            head_answers=ray_adapter.head_answers,
+            notice=lambda text: self._note(state_file, notice=text),
+        )
 
     def _note(self, state_file: StateFile, **changes: Any) -> None:
         """Let other commands see a change."""
@@ -159,7 +170,7 @@ class Foreground:
         # takes a second
         from cluster import ray_adapter
 
-        self._undo.callback(ray_adapter.leave)
+        self._undo.callback(self._leave_ray)
         if ray_config.address:
             ray_adapter.join(ray_config.address)
         else:
@@ -179,7 +190,7 @@ class Foreground:
         self._require_room(router_node)
         services = app.services(config, model, redis=redis, log_directory=log_directory, router_node=router_node)
         if not config.ray.address:
-            self._undo.callback(ray_adapter.stop_serve)
+            self._undo.callback(self._stop_serve)
         self._undo.callback(self._undeploy, services)
         ray_adapter.deploy(services)
         return services
@@ -200,9 +211,37 @@ class Foreground:
                 )
             time.sleep(FREED_S / 10)
 
+    def _end_headless(self) -> None:
+        """What can be ended in order without Ray's head: the ranks of a Ray that was started here."""
+        if self._config.ray.address:
+            self._say("Ray's head gives no answer, so that nothing on that Ray can be ended; it goes on")
+            return
+        try:
+            asyncio.run(drain_all(self._state, self._config.group.drain_timeout_s))
+        except BaleenError as error:
+            self._say(f"Ray's head gives no answer, and ranks are ended without order: {error}")
+
+    def _stop_serve(self) -> None:
+        from cluster import ray_adapter
+
+        if ray_adapter.head_answers():
+            ray_adapter.stop_serve()
+
+    def _leave_ray(self) -> None:
+        from cluster import ray_adapter
+
+        if not ray_adapter.connected() or ray_adapter.head_answers():
+            ray_adapter.leave()
+        else:
+            ray_adapter.abandon()
+            self.abandoned_ray = True
+
     def _undeploy(self, services: Sequence[Service]) -> None:
         from cluster import ray_adapter
 
+        if not ray_adapter.head_answers():
+            self._end_headless()
+            return
         left = ray_adapter.undeploy(services)
         if left:
             self._say(f"not gone in time, and ended by force: {', '.join(left)}")

@@ -38,6 +38,9 @@ _LEAVE_SLACK_S = 10.0
 _CLAIM_S = 15.0
 """Longest wait for a group that leaves to give its number free; Ray takes 12.5 s to know that a node is lost."""
 
+_HEAD_TIMEOUT_S = 3.0
+"""A head that takes longer for the least of questions is taken for lost, until it answers."""
+
 _REPORT_PERIOD_S = 1.0
 """How often a group that scales reports its load."""
 
@@ -66,8 +69,33 @@ def _connect(**arguments: Any) -> None:
 
 
 def leave() -> None:
-    """End the connection, and a Ray that was started here."""
+    """End the connection, and a Ray that was started here. Waits for Ray's head, for ever."""
     ray.shutdown()
+
+
+def abandon() -> None:
+    """End a Ray that was started here and has lost its head; one that was joined is left as it is.
+
+    This process can then end with os._exit only.
+    """
+    node = ray._private.worker._global_node
+    if node is not None and node.head:
+        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
+def connected() -> bool:
+    """Whether this process is part of a Ray."""
+    return bool(ray.is_initialized())
+
+
+def head_answers() -> bool:
+    """Whether Ray's head is there, which knows all actors and nodes; most calls of Ray wait for it."""
+    worker: Any = ray._private.worker.global_worker
+    try:
+        worker.gcs_client.internal_kv_exists(b"baleen", namespace=b"baleen", timeout=_HEAD_TIMEOUT_S)
+    except RayError:
+        return False
+    return True
 
 
 def address() -> str:

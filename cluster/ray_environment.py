@@ -9,6 +9,10 @@ import sys
 from baleen.cluster_config import RayConfig
 from baleen.errors import ConfigError
 
+HEAD_TIMEOUT_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+HEAD_TIMEOUT_S = 7 * 86400
+"""A process of Ray ends itself after so long without Ray's head, a minute by default, and ranks and routers with it."""
+
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -19,6 +23,7 @@ def prepare_environment(config: RayConfig) -> None:
     """
     assert "ray" not in sys.modules, "too late: Ray has read its settings"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault(HEAD_TIMEOUT_VARIABLE, str(HEAD_TIMEOUT_S))
     os.environ["RAY_AUTH_MODE"] = config.auth
     if config.auth == "disabled" or any(os.environ.get(name) for name in TOKEN_VARIABLES):
         return

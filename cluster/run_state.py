@@ -21,6 +21,7 @@ class RunState:
     """A running cluster. directory: all its files, removed when it ends. phase: starting or ready.
 
     routers: the address of each replica. groups: running and wanted, of each pool, as of the last second.
+    notice: what is wrong with the cluster as a whole, or an empty text.
     """
 
     name: str
@@ -31,6 +32,7 @@ class RunState:
     redis: RedisConfig = field(default_factory=RedisConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     directory: str = ""
+    notice: str = ""
 
 
 def run_directory() -> Path:

@@ -68,7 +68,7 @@ class RouterStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """The whole cluster. routers: by their addresses. groups: running and wanted by pool.
+    """The whole cluster. routers: by their addresses. groups: running and wanted by pool. notice: as in RunState.
 
     redis_error: why Redis gave no answer, or None.
     """
@@ -78,6 +78,7 @@ class ClusterStatus:
     groups: Mapping[str, tuple[int, int]]
     redis_error: str | None
     ranks: tuple[RankStatus, ...]
+    notice: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -113,6 +114,7 @@ async def cluster_status(state: RunState) -> ClusterStatus:
         groups=state.groups,
         redis_error=redis_error,
         ranks=tuple(ranks),
+        notice=state.notice,
     )
 
 

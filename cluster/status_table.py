@@ -26,6 +26,8 @@ def status_text(status: ClusterStatus) -> str:
     """The whole table."""
     routers = ", ".join(f"{address} {router.health}" for address, router in status.routers.items())
     lines = [f"cluster {status.name}: router {routers}"]
+    if status.notice:
+        lines.append(status.notice)
     if status.redis_error is not None:
         lines.append(f"redis: {status.redis_error}")
     lines += _router_lines(status)

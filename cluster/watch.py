@@ -12,6 +12,8 @@ from typing import Protocol
 from baleen.errors import BaleenError
 from cluster.service import ServiceState
 
+HEAD_LOST = "Ray's head gives no answer: what runs goes on, but nothing that is lost comes back"
+
 POLL_S = 0.1
 WATCH_S = 1.0
 
@@ -33,16 +35,26 @@ class Watch:
         say: Callable[[str], None],
         tell: Callable[[Sequence[ServiceState]], None],
         redis: Restartable | None = None,
+        head_answers: Callable[[], bool] = lambda: True,
+        notice: Callable[[str], None] = lambda text: None,
         pause: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """say: for people, of changes. tell: gets the states after each look."""
+        """say: for people, of changes. tell: gets the states after each look.
+
+        head_answers: whether Serve can be asked. notice: gets what is wrong with the cluster as a whole, or nothing.
+        """
         self._states = states
         self._say = say
         self._tell = tell
         self._redis = redis
+        self._head_answers = head_answers
+        self._notice = notice
+        self._head_lost = False
         self._pause = pause
         self._now = now
+        self._is_up = False
+        self._last: Sequence[ServiceState] = ()
         self._known: dict[str, ServiceState] = {}
         self._redis_failed = False
 
@@ -61,6 +73,7 @@ class Watch:
 
     def forever(self) -> None:
         """Say what changes, until `pause` or a signal raises."""
+        self._is_up = True
         while True:
             for state in self._look():
                 before = self._known.get(state.name)
@@ -75,9 +88,20 @@ class Watch:
 
     def _look(self) -> Sequence[ServiceState]:
         self._tend_redis()
-        states = self._states()
-        self._tell(states)
-        return states
+        self._look_at_head()
+        if not self._head_lost:
+            self._last = self._states()
+            self._tell(self._last)
+        elif not self._is_up:
+            raise BaleenError("the cluster does not start: Ray's head gives no answer")
+        return self._last
+
+    def _look_at_head(self) -> None:
+        lost = not self._head_answers()
+        if lost != self._head_lost:
+            self._head_lost = lost
+            self._notice(HEAD_LOST if lost else "")
+            self._say(HEAD_LOST if lost else "Ray's head is back")
 
     def _tend_redis(self) -> None:
         if self._redis is None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig
+from baleen.errors import BaleenError
 from cluster.commands.cluster_options import add_cluster_options, cluster_arguments, read_cluster
 from cluster.foreground import Foreground, Stopped
 
@@ -32,12 +33,23 @@ def run(args: argparse.Namespace) -> int:
         output.write(ready_line(config))
         output.flush()
 
+    foreground = Foreground(config, check_arguments=words, say=_say)
+    code = os.EX_OK
     try:
-        Foreground(config, check_arguments=words, say=_say).run(on_ready)
+        foreground.run(on_ready)
     except Stopped:
         # asked twice, or before anything had started
-        return 128 + 2
-    return os.EX_OK
+        code = 128 + 2
+    except BaleenError as error:
+        if not foreground.abandoned_ray:
+            raise
+        _say(f"error: {error}")
+        code = error.exit_code
+    if foreground.abandoned_ray:
+        # what Ray does when Python ends needs its head, and crashes without
+        output.flush()
+        os._exit(code)
+    return code
 
 
 def ready_line(config: ClusterConfig) -> str:

@@ -35,6 +35,13 @@ group: {start_timeout_s: 90, drain_timeout_s: 30}
 """
 
 
+HEADLESS = """
+model: {path: model}
+pools: [{name: all, role: mixed, cache: {num_blocks: 64}}]
+group: {start_timeout_s: 90, drain_timeout_s: 5}
+"""
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("cluster")
@@ -147,6 +154,18 @@ def test_a_pool_grows_under_load_and_shrinks_after_it_and_no_request_is_lost(dir
     assert "2 of 2 groups" in seen["status"][1]
     assert seen["answers"] >= 5 and seen["all_alike"]
     assert (seen["up_code"], seen["processes"]) == (0, [])
+
+
+def test_requests_go_on_without_rays_head_and_the_cluster_still_ends_in_order(directory):
+    config = directory / "headless.yaml"
+    config.write_text(HEADLESS)
+    seen = scenario(directory, "headless", config=config)
+    assert seen["running_alike"] and seen["new_alike"]
+    code, text, _ = seen["status_headless"]
+    assert code == 0 and "Ray's head gives no answer: what runs goes on" in text and "1 of 1 group," in text
+    assert "Ray's head gives no answer" in seen["errors"]
+    assert (seen["down"][0], seen["up_code"]) == (0, 0)
+    assert (seen["processes"], files(seen)) == ([], [])
 
 
 def test_damaged_weights_end_the_start_at_once_and_are_named(directory, tmp_path):

@@ -1,9 +1,9 @@
 """The life of a whole cluster, as an operator sees it: up, used, a rank killed, a group drained, down.
 
-usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed|scales]      in a network namespace
+usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed|scales|headless]      in a network namespace
 
 With `killed` nothing is done with it, but its `baleen up` is killed. With `scales` it gets load until it has grown, and
-then less until it has shrunk.
+then less until it has shrunk. With `headless` Ray loses its head while a request runs.
 
 Prints one JSON object of what was seen; the test looks at it.
 """
@@ -72,6 +72,8 @@ class Scenario:
             assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
             if part == "scales":
                 asyncio.run(self._scale(seen))
+            elif part == "headless":
+                asyncio.run(self._lose_head(seen))
             elif part == "nodes":
                 self._use(seen)
             elif part == "killed":
@@ -139,6 +141,18 @@ class Scenario:
         seen["all_alike"] = all(answer == alone for answer in answers)
         seen["answers"] = len(answers)
 
+    async def _lose_head(self, seen: dict[str, Any]) -> None:
+        """Kill Ray's head while a request runs; another one once that is known."""
+        [head] = [pid for pid, words in processes_here() if words.split()[0].endswith("/gcs_server")]
+        alone = await _generate(LONG)
+        running = await _generate(LONG, at_first=lambda: os.kill(head, signal.SIGKILL))
+        seen["running_alike"] = running == alone
+        deadline = time.monotonic() + self.back_timeout_s
+        while "Ray's head" not in (status := await asyncio.to_thread(self._baleen, "status"))[1]:
+            assert time.monotonic() < deadline, f"not noticed: {status}"
+        seen["status_headless"] = status
+        seen["new_alike"] = await _generate(LONG) == alone
+
     async def _await_groups(self, count: int) -> list[str]:
         """Wait until the pool has so many groups, wants no other number, and no more have a lease."""
         deadline = time.monotonic() + self.back_timeout_s
@@ -193,7 +207,7 @@ async def _generate_until(end: asyncio.Event) -> list[dict[str, Any]]:
     return answers
 
 
-async def _generate(num_tokens: int = 12) -> dict[str, Any]:
+async def _generate(num_tokens: int = 12, *, at_first: Callable[[], None] = lambda: None) -> dict[str, Any]:
     async with open_channel(ADDRESS) as channel:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         request = inference_pb2.GenerateRequest(
@@ -202,6 +216,8 @@ async def _generate(num_tokens: int = 12) -> dict[str, Any]:
         )
         tokens: list[int] = []
         async for message in stub.Generate(request, timeout=60):
+            if message.delta.token_ids and not tokens:
+                at_first()
             tokens += message.delta.token_ids
     return {"tokens": tokens}
 

@@ -4,7 +4,7 @@ import pytest
 
 from baleen.errors import BaleenError, CheckpointError, ConfigError
 from cluster.service import ServiceState
-from cluster.watch import Watch
+from cluster.watch import HEAD_LOST, Watch
 
 TRACEBACK = """A replica failed to start with exception. Retrying 2 more time(s). Error:
 Traceback (most recent call last):
@@ -33,6 +33,36 @@ def watch(looks, *, redis=None):
     times = iter(range(1000))
     made = Watch(states, say=said.append, tell=told.append, redis=redis, pause=lambda _: None, now=lambda: next(times))
     return made, said, told
+
+
+def test_without_rays_head_nobody_asks_serve_and_all_is_said_once():
+    said, notices, asked = [], [], []
+    heads = iter([True, False, False, True, True])
+
+    def head():
+        try:
+            return next(heads)
+        except StopIteration:
+            raise Enough from None
+
+    made = Watch(
+        lambda: asked.append(1) or [UP],
+        say=said.append,
+        tell=lambda states: None,
+        head_answers=head,
+        notice=notices.append,
+        pause=lambda _: None,
+    )
+    with pytest.raises(Enough):
+        made.forever()
+    assert said == [HEAD_LOST, "Ray's head is back"] and notices == [HEAD_LOST, ""]
+    assert len(asked) == 3
+
+
+def test_a_head_that_is_lost_while_it_starts_is_the_reason():
+    made = Watch(list, say=lambda text: None, tell=lambda states: None, head_answers=lambda: False)
+    with pytest.raises(BaleenError, match="Ray's head gives no answer"):
+        made.until_up(100.0)
 
 
 def state(running, wanted, word="UPDATING", message=""):
