@@ -29,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     create = commands.add_parser("create", help="make a key; it is shown once and never again")
     create.add_argument("--tenant", required=True, help="keys of one tenant share cached prefixes, others never do")
     create.add_argument("--label", default="", metavar="TEXT", help="for people")
-    create.add_argument("--operator", action="store_true", help="may see the cluster behind the gateway, at /status")
+    create.add_argument(
+        "--operator", action="store_true", help="may see the cluster and /metrics, and raise priorities"
+    )
     create.add_argument("--expires", metavar="TIME", help="how long it is good: 90d, 12h, 30m")
     create.add_argument("--models", metavar="A,B", help="names of models that it may ask for (all)")
     create.add_argument("--requests-per-minute", type=int, metavar="N", help="(no limit)")

@@ -48,6 +48,10 @@ class Caller:
         if self.key is not None and not self.key.is_operator:
             raise self._accounts.refuse("operator", "The API key is not an operator's, who alone may see the cluster.")
 
+    def capped(self, priority: int) -> int:
+        """The priority that a request of this caller has: ranks put it before tenants, so only operators raise it."""
+        return priority if self.key is None or self.key.is_operator else min(priority, 0)
+
     async def open(
         self, *, request_id: str, model: str, served_as: str, prompt_tokens: int, output_tokens: int
     ) -> Charge:

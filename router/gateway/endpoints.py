@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from baleen import exposition
 from baleen.errors import InvalidRequest, UnknownName
 from baleen.text.tokenizer_files import BOS_TOKEN, EOS_TOKEN
+from router.gateway.auth import CALLER, Caller
 from router.gateway.bodies import read_object
 from router.gateway.chat.reader import read_chat
 from router.gateway.core import Core
@@ -96,7 +97,9 @@ def _model(core: Core, name: str) -> Json:
 
 
 async def metrics(core: Core, request: Request) -> Response:
-    """In the text format of Prometheus."""
+    """In the text format of Prometheus, of all tenants together, and so for operators."""
+    caller: Caller = request.scope[CALLER]
+    caller.require_operator()
     registry = CollectorRegistry()
     registry.register(exposition.Samples("gateway", lambda: samples(core)))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from baleen.errors import BaleenError, QueueFull
@@ -157,7 +158,10 @@ class _One:
         )
         try:
             running = await core.engine.start(
-                ask, request_id=self._request_id, tenant=caller.tenant, traceparent=self._traceparent
+                replace(ask, priority=caller.capped(ask.priority)),
+                request_id=self._request_id,
+                tenant=caller.tenant,
+                traceparent=self._traceparent,
             )
             await running.admitted()
             self.status = 200
