@@ -40,7 +40,6 @@ class _Choice:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
-        self.call_ids: dict[int, str] = {}
         self.token_ids: list[int] = []
         self.logprobs: list[Json] = []
         self.finish: str | None = None
@@ -59,8 +58,10 @@ class ChatShape:
         created: int,
         fingerprint: str,
         options: ChunkOptions,
+        stream: bool,
     ) -> None:
         self.request_id = answer_id
+        self._streams = stream
         self._ask = ask
         self._tokenizer = tokenizer
         self._options = options
@@ -72,32 +73,16 @@ class ChatShape:
         return []
 
     def take(self, piece: Piece) -> list[bytes]:
-        """Chunks, one for each event."""
+        """Chunks, one for each event; or nothing, and the piece is kept for the whole."""
         choice = self._choices[piece.index]
+        choice.finish = piece.finish
+        logprobs = shown_logprobs(piece, self._tokenizer) if self._ask.sampling.logprobs is not None else None
+        if self._streams:
+            return self._chunks(choice, piece, logprobs)
         choice.events += piece.events
         choice.token_ids += piece.token_ids
-        logprobs = shown_logprobs(piece, self._tokenizer) if self._ask.sampling.logprobs is not None else None
         choice.logprobs += logprobs or ()
-        choice.finish = piece.finish
-        deltas = [self._delta(choice, event) for event in piece.events if not isinstance(event, ToolCallEnd)]
-        if not choice.began:
-            choice.began = True
-            first: Json = {"role": "assistant", "content": ""}
-            if self._ask.thinking:
-                first = {"role": "assistant", "content": None, "reasoning_content": ""}
-            deltas.insert(0, first)
-        if (logprobs or (self._options.token_ids and piece.token_ids)) and not deltas and piece.finish is None:
-            deltas.append({})
-        chunks = [self._chunk(piece, delta) for delta in deltas]
-        if piece.finish is not None:
-            chunks.append(self._last(piece))
-        if chunks:
-            # what belongs to all tokens of the piece goes with its last chunk
-            choice_shown = chunks[-1]["choices"][0]
-            choice_shown["logprobs"] = {"content": logprobs, "refusal": None} if logprobs else None
-            if self._options.token_ids:
-                choice_shown["token_ids"] = list(piece.token_ids)
-        return [data_frame(one) for one in chunks]
+        return []
 
     def end(self, usage: TokenUsage) -> list[bytes]:
         """The usage, if it was asked for, and the end."""
@@ -116,6 +101,30 @@ class ChatShape:
         if self._options.token_ids:
             whole["prompt_token_ids"] = list(self._ask.prompt)
         return whole
+
+    def _chunks(self, choice: _Choice, piece: Piece, logprobs: list[Json] | None) -> list[bytes]:
+        deltas = [self._delta(choice, event) for event in piece.events if not isinstance(event, ToolCallEnd)]
+        is_first = not choice.began
+        if is_first:
+            choice.began = True
+            first: Json = {"role": "assistant", "content": ""}
+            if self._ask.thinking:
+                first = {"role": "assistant", "content": None, "reasoning_content": ""}
+            deltas.insert(0, first)
+        if (logprobs or (self._options.token_ids and piece.token_ids)) and not deltas and piece.finish is None:
+            deltas.append({})
+        chunks = [self._chunk(piece, delta) for delta in deltas]
+        if piece.finish is not None:
+            chunks.append(self._last(piece))
+        if is_first and self._options.token_ids:
+            chunks[0]["prompt_token_ids"] = list(self._ask.prompt)
+        if chunks:
+            # what belongs to all tokens of the piece goes with its last chunk
+            choice_shown = chunks[-1]["choices"][0]
+            choice_shown["logprobs"] = {"content": logprobs, "refusal": None} if logprobs else None
+            if self._options.token_ids:
+                choice_shown["token_ids"] = list(piece.token_ids)
+        return [data_frame(one) for one in chunks]
 
     def _chunk(self, piece: Piece, delta: Json) -> Json:
         choice = {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -143,9 +152,8 @@ class ChatShape:
             case Content(text):
                 return {"content": text, "reasoning_content": None} if self._ask.thinking else {"content": text}
             case ToolCallStart(index, name):
-                choice.call_ids[index] = f"call_{index:02d}_{secrets.token_hex(12)}"
                 function = {"name": name, "arguments": ""}
-                call = {"index": index, "id": choice.call_ids[index], "type": "function", "function": function}
+                call = {"index": index, "id": _call_id(index), "type": "function", "function": function}
                 return {"tool_calls": [call]}
             case ToolCallArguments(index, fragment):
                 return {"tool_calls": [{"index": index, "function": {"arguments": fragment}}]}
@@ -156,11 +164,14 @@ class ChatShape:
         message: Json = {"role": "assistant", "content": whole.content, "refusal": None, "annotations": []}
         if self._ask.thinking:
             message["reasoning_content"] = whole.reasoning
-        ids = [choice.call_ids[event.index] for event in choice.events if isinstance(event, ToolCallEnd)]
         if whole.tool_calls:
             message["tool_calls"] = [
-                {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call_id, call in zip(ids, whole.tool_calls, strict=True)
+                {
+                    "id": _call_id(place),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for place, call in enumerate(whole.tool_calls)
             ]
         logprobs = {"content": choice.logprobs, "refusal": None} if self._ask.sampling.logprobs is not None else None
         shown = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
@@ -168,6 +179,10 @@ class ChatShape:
 
     def _object(self, kind: str, choices: Sequence[Json]) -> Json:
         return {**self._head, "object": kind, "choices": choices}
+
+
+def _call_id(place: int) -> str:
+    return f"call_{place:02d}_{secrets.token_hex(12)}"
 
 
 def shown_usage(usage: TokenUsage, ask: Ask) -> Json:

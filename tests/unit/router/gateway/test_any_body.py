@@ -40,6 +40,7 @@ CHAT = {
     "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}},
     "thinking": {"type": "disabled"},
     "chat_template_kwargs": {"thinking": True},
+    "stream": True,
     "stream_options": {"include_usage": True},
     "stop": ["x"],
     "logit_bias": {"5": 1},

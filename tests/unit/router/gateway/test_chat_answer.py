@@ -19,11 +19,11 @@ CALL = [ToolCallStart(0, "f"), ToolCallArguments(0, "{"), ToolCallArguments(0, '
 USAGE = TokenUsage(3, 1, 4, 2)
 
 
-def shape_of(options=ChunkOptions(), *, thinking=False, **sampling):  # noqa: B008  (it is frozen)
+def shape_of(options=ChunkOptions(), *, thinking=False, stream=True, **sampling):  # noqa: B008  (it is frozen)
     ask = Ask(model="m", prompt=[1, 2, 3], sampling=SamplingParams(**sampling), thinking=thinking, tools=True)
-    return ChatShape(
-        ask, Tokenizer(tiny_tokenizer()), answer_id="chatcmpl-1", created=1, fingerprint="fp", options=options
-    )
+    tokenizer = Tokenizer(tiny_tokenizer())
+    head = {"answer_id": "chatcmpl-1", "created": 1, "fingerprint": "fp"}
+    return ChatShape(ask, tokenizer, **head, options=options, stream=stream)
 
 
 def piece(events=(), finish=None, *, index=0, tokens=(5,), logprobs=()):
@@ -45,7 +45,7 @@ def test_the_client_puts_chunks_together_as_the_completion_is_whole():
     for chunk in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
     streamed = state.get_final_completion().choices[0]
-    shape = shape_of(thinking=True)
+    shape = shape_of(thinking=True, stream=False)
     for one in PIECES:
         shape.take(one)
     whole = ChatCompletion.model_validate(shape.whole(USAGE)).choices[0]
@@ -85,7 +85,7 @@ def test_usage_comes_as_it_is_asked_for():
 
 def test_a_call_that_was_malformed_is_left_out_of_the_completion():
     broken = [ToolCallStart(1, "g"), ToolCallArguments(1, "{"), Content("<g")]
-    shape = shape_of()
+    shape = shape_of(stream=False)
     shape.take(piece([*CALL, *broken], "tool_calls"))
     message = shape.whole(USAGE)["choices"][0]["message"]
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["f"] and message["content"] == "<g"
@@ -99,11 +99,14 @@ def test_token_ids_and_logprobs_of_every_token_come_once(text_first):
         piece([Content("y"), Content("z")], tokens=(7, 8), logprobs=[entry, entry]),
         piece((), "stop", tokens=()),
     ]
-    shape = shape_of(ChunkOptions(token_ids=True), logprobs=1)
-    choices = [chunk["choices"][0] for chunk in chunks_of(shape, pieces)]
+    chunks = chunks_of(shape_of(ChunkOptions(token_ids=True), logprobs=1), pieces)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [[1, 2, 3]] + [None] * (len(chunks) - 1)
     assert [token for choice in choices for token in choice.get("token_ids", ())] == [5, 7, 8]
     shown = [one for choice in choices if choice["logprobs"] for one in choice["logprobs"]["content"]]
     assert len(shown) == 3 and shown[0]["logprob"] == -0.5 and shown[0]["top_logprobs"][0]["logprob"] == -9999.0
+    shape = shape_of(ChunkOptions(token_ids=True), stream=False, logprobs=1)
+    assert [shape.take(one) for one in pieces] == [[], [], []]
     whole = shape.whole(USAGE)
     assert whole["prompt_token_ids"] == [1, 2, 3] and whole["choices"][0]["token_ids"] == [5, 7, 8]
     assert whole["choices"][0]["logprobs"]["content"] == shown
