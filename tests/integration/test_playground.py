@@ -1,6 +1,7 @@
 """The pages in a headless Chromium, against an API that answers as a gateway does."""
 
 import asyncio
+import contextlib
 import json
 import threading
 
@@ -11,8 +12,10 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from router.gateway.accounts.money import PICO
 from router.gateway.pages import PATHS, POLICY, page_routes
 from tests.support.browser import CHROMIUM, browser
+from tests.support.gateway_server import gateway_server
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: make debian")
 
@@ -248,6 +251,53 @@ def test_the_status_page_is_live(served, page, tmp_path):
     assert "decode-0" in page.text("#ranks")
     page.picture(tmp_path / "status.png")
     assert page.problems == []
+
+
+@contextlib.contextmanager
+def real_gateway(folder):
+    """A gateway that asks for keys, in an event loop of its own; gives it and its address."""
+    loop, up, told = asyncio.new_event_loop(), threading.Event(), []
+
+    async def serve():
+        leave = asyncio.Event()
+        async with gateway_server(folder) as gateway:
+            told.append((gateway, leave))
+            up.set()
+            await leave.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert up.wait(60)
+        gateway, leave = told[0]
+        yield gateway, f"http://127.0.0.1:{gateway.port}"
+    finally:
+        loop.call_soon_threadsafe(leave.set)
+        thread.join(60)
+        loop.close()
+
+
+@pytest.mark.slow
+def test_a_real_gateway_lets_the_page_in_and_asks_it_for_a_key(page, tmp_path):
+    with real_gateway(tmp_path) as (gateway, url):
+        page.open(url)
+        page.run("sessionStorage.clear()")
+        page.until("document.getElementById('copied').innerText.includes('No API key')")
+        page.fill("#key", gateway.add_key(is_operator=True, balance=PICO))
+        page.until("document.getElementById('model').options.length > 5")
+        page.fill("#max_tokens", "12")
+        say(page, "Who is there?")
+        page.until("document.querySelector('.assistant .figures').innerText.includes('ranks')")
+        figures = page.text(".assistant .figures")
+        assert "answer 12" in figures and "tokens/s" in figures
+        spent = f"{gateway.accounts.meters.cost / PICO:.12f}".rstrip("0")
+        assert f"price {spent} USD" in figures
+        page.picture(tmp_path / "real.png")
+        assert [problem for problem in page.problems if "401" not in problem] == []
+        page.open(f"{url}/status")
+        page.until("document.querySelectorAll('#ranks tr').length === 2")
+        assert "serving" in page.text("#routers")
+        page.run("sessionStorage.clear()")
 
 
 def test_files_are_served_under_a_strict_policy_and_told_apart_by_a_tag():
