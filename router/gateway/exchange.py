@@ -202,12 +202,12 @@ class _One:
     async def _fail(self, error: BaleenError, shape: Shape | None) -> None:
         self.status = status_of(error)
         if not self._connection.started:
-            headers, body = refusal(self.status, error, dialect_of(self._scope["path"]))
+            headers, body = refusal(self.status, error, dialect_of(self._scope["path"]), request_id=self._request_id)
             await self._connection.start(self.status, [*headers, *self._headers])
         elif shape is not None and self._streams:
             body = b"".join(shape.fail(self.status, error))
         else:
-            _, body = refusal(self.status, error, dialect_of(self._scope["path"]))
+            _, body = refusal(self.status, error, dialect_of(self._scope["path"]), request_id=self._request_id)
         await self._connection.write(body, last=True)
 
     def _settle(self, charge: Charge) -> None:

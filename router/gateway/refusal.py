@@ -108,11 +108,13 @@ def error_object(error: BaleenError, status: int, dialect: Dialect) -> dict[str,
     return {"message": str(error), "type": kind, "param": field, "code": code}
 
 
-def refusal(status: int, error: BaleenError, dialect: Dialect) -> tuple[Headers, bytes]:
-    """Headers and body."""
+def refusal(
+    status: int, error: BaleenError, dialect: Dialect, *, request_id: str | None = None
+) -> tuple[Headers, bytes]:
+    """Headers and body. request_id: if the request has one by now."""
     shown: dict[str, Any] = {"error": error_object(error, status, dialect)}
     if dialect == "anthropic":
-        shown = {"type": "error", **shown}
+        shown = {"type": "error", **shown, "request_id": request_id}
     body = json.dumps(shown).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:

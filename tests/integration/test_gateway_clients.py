@@ -123,6 +123,7 @@ def test_errors_have_the_form_of_each_client(client, claude):
     with pytest.raises(anthropic.BadRequestError) as bad:
         claude.messages.create(model="deepseek-chat", max_tokens=5, messages=[{"role": "robot", "content": "x"}])
     assert bad.value.body["type"] == "error" and bad.value.body["error"]["type"] == "invalid_request_error"
+    assert bad.value.body["request_id"] == bad.value.response.headers["x-request-id"]
     with pytest.raises(openai.BadRequestError) as stored:
         client.responses.create(model="deepseek-chat", input="hi", previous_response_id="resp_0")
     assert stored.value.param == "previous_response_id"
