@@ -25,7 +25,7 @@ debian: ## as root with apt: install Debian's redis-server and chromium, if miss
 	    apt-get -qq install -y --no-install-recommends $$package; } || \
 	  echo "$$package could not be installed: the tests that need it are skipped"; done
 
-serve: setup ## start a cluster on this machine: gRPC on 127.0.0.1:9000 until Ctrl-C; UP='--config FILE' for another
+serve: setup ## start a cluster on this machine: HTTP on 127.0.0.1:8000, gRPC on 9000, until Ctrl-C; UP='--config FILE' for another
 	$(BIN)/baleen up $(UP)
 
 test: setup debian ## run every test that needs no GPU

@@ -11,6 +11,7 @@ from typing import Literal
 
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, Role, TraceConfig, TransferConfig
 from baleen.errors import ConfigError
+from baleen.gateway_config import GatewayConfig
 from baleen.redis_config import RedisConfig
 from baleen.tls_config import TlsConfig
 
@@ -218,6 +219,7 @@ class ClusterConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     redis: RedisConfig = field(default_factory=RedisConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
@@ -235,6 +237,7 @@ class ClusterConfig:
         repeated = next((name for name in names if names.count(name) > 1), None)
         _require(repeated is None, f"the pool name {repeated!r} stands twice, must be unique")
         _require("router" not in names, "a pool is called 'router', which is the name of the router's own service")
+        _require("gateway" not in names, "a pool is called 'gateway', which is the name of the gateway's own service")
         roles = {pool.role for pool in self.pools}
         _require(
             bool(roles & {"decode", "mixed"}),

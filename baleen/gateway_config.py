@@ -26,7 +26,6 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
-    cpus: float = 0.1
     chat_format: ChatFormatName = "auto"
     max_output_tokens: int = 65536
     missing_reasoning: MissingReasoning = "fill_empty"
@@ -45,7 +44,6 @@ class GatewayConfig:
             1 <= self.port <= 65536 - max(1, self.replicas),
             f"gateway.port is {self.port}, must be from 1 to {65536 - max(1, self.replicas)}",
         )
-        _require(self.cpus >= 0, f"gateway.cpus is {self.cpus:g}, must be at least 0")
         for name, most in (("max_output_tokens", 1 << 20), ("max_body_mib", 256), ("max_active", 1 << 20)):
             value = getattr(self, name)
             _require(1 <= value <= most, f"gateway.{name} is {value}, must be from 1 to {most}")

@@ -1,4 +1,4 @@
-"""What Serve runs for a cluster: a deployment for each pool, whose replicas are groups, and one for the router."""
+"""What Serve runs for a cluster: deployments of its pools, whose replicas are groups, of the router and the gateway."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from pathlib import Path
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
 from baleen.redis_config import RedisConfig
-from baleen.text.tokenizer import TOKENIZER_FILE
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 from cluster.group import GroupPlan, GroupReplica
 from cluster.placement import bundles
 from cluster.rank_launcher import KILL_AFTER_S
-from cluster.router_replica import LEAVE_SLACK_S, RouterReplica
+from cluster.run_state import accounts_file
 from cluster.scaling import target_of
-from cluster.service import Service, service_name
+from cluster.service import Service, serves_http, service_name
+from cluster.serving_child import LEAVE_SLACK_S
+from cluster.serving_replica import GatewayReplica, RouterReplica
 from router.config import RouterProcessConfig
+from router.gateway.config import GatewayProcessConfig
 
 
 def services(
@@ -22,7 +25,7 @@ def services(
 ) -> list[Service]:
     """Everything that Serve runs. log_directory: where processes on this machine keep their logs; empty: they do not.
 
-    redis: the server that all of them share. router_node: address of the node of all routers; empty: any.
+    redis: the server that all of them share. router_node: address of the node of routers and gateways; empty: any.
     """
     # on one machine nothing needs to be reached from outside
     local_host = "" if config.ray.address else "127.0.0.1"
@@ -55,13 +58,40 @@ def services(
     router = Service(
         name=service_name(config.name, "router"),
         kind=RouterReplica,
-        arguments=(router_config(config, model, redis=redis), config.router.replicas, log_directory),
+        arguments=(router_config(config, model, redis=redis), config.router.replicas, config.name, log_directory),
         replicas=config.router.replicas,
         cpus=config.router.cpus,
         address=router_node,
         leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
     )
-    return [*pools, router]
+    gateways = []
+    if serves_http(config):
+        gateways.append(
+            Service(
+                name=service_name(config.name, "gateway"),
+                kind=GatewayReplica,
+                arguments=(gateway_config(config, model), config.gateway.replicas, config.name, log_directory),
+                replicas=config.gateway.replicas,
+                # where the routers are, and one file of accounts
+                address=router_node,
+                leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
+            )
+        )
+    return [*pools, router, *gateways]
+
+
+def gateway_config(config: ClusterConfig, model: ModelConfig) -> GatewayProcessConfig:
+    """The configuration of the first gateway."""
+    database = config.gateway.keys.database
+    return GatewayProcessConfig(
+        listen=f"{config.gateway.host}:{config.gateway.port}",
+        routers=config.router.addresses,
+        model=model.path,
+        model_name=config.model_name or Path(model.path).name,
+        accounts=database or str(accounts_file(config.name)),
+        settings=config.gateway,
+        drain_timeout_s=config.group.drain_timeout_s,
+    )
 
 
 def router_config(config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig) -> RouterProcessConfig:

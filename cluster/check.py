@@ -59,6 +59,7 @@ class CheckReport:
             f"ray: {config.ray.address or 'started here'}, authentication {config.ray.auth}",
             f"router: {config.router.replicas} x {config.router.host}:{config.router.port}, policy "
             f"{config.router.policy}",
+            f"gateway: {config.gateway.replicas} x {config.gateway.host}:{config.gateway.port}",
         ]
         for pool in config.pools:
             lines += self._pool_lines(pool)

@@ -27,7 +27,7 @@ class Claim:
         while (number := self._first_free(addresses)) is None:
             if time.monotonic() > deadline:
                 self._holder.close()
-                raise ConfigError(f"other routers of this machine have {', '.join(addresses)}")
+                raise ConfigError(f"other clusters of this machine have {', '.join(addresses)}")
             time.sleep(_POLL_S)
         self.number = number
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from baleen.cluster_config import ClusterConfig
 from baleen.errors import BaleenError, CheckpointError, ConfigError
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 from cluster.scaling import Target
 
 _FINAL = {kind.__name__: kind for kind in (ConfigError, CheckpointError)}
@@ -15,6 +18,13 @@ _OURS = f"{BaleenError.__module__}."
 def service_name(cluster: str, part: str) -> str:
     """Name of a pool's or the router's service; other clusters may run on the same Ray."""
     return f"{cluster}-{part}"
+
+
+def serves_http(config: ClusterConfig) -> bool:
+    """Whether there is a gateway: wanted, and with a tokenizer, without which it has no text."""
+    # the checkpoint that is made on first use has one
+    has_tokenizer = config.model is None or (Path(config.model.path) / TOKENIZER_FILE).exists()
+    return config.gateway.replicas > 0 and has_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,7 @@ import tokenizers
 from tokenizers import decoders
 
 from baleen.errors import CheckpointError, InvalidRequest
-
-TOKENIZER_FILE = "tokenizer.json"
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 
 
 def load_tokenizer(directory: Path) -> Tokenizer | None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 BundledTokenizer = Literal["bytes", "text"]
 
+TOKENIZER_FILE = "tokenizer.json"
 BOS_TOKEN = "<｜begin▁of▁sentence｜>"
 EOS_TOKEN = "<｜end▁of▁sentence｜>"
 

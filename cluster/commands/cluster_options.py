@@ -13,11 +13,12 @@ from baleen.errors import ConfigError
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --name, --host and --port, which go before what the file says."""
+    """--model, --name, --host, --port and --http-port, which go before what the file says."""
     parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (a small one, made on first use)")
     parser.add_argument("--name", metavar="NAME", help="of the cluster (default)")
     parser.add_argument("--host", help="address of the router (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port of the router (9000)")
+    parser.add_argument("--http-port", type=int, help="port of the gateway (8000)")
 
 
 def read_cluster(args: argparse.Namespace, file: Path | None) -> ClusterConfig:
@@ -30,6 +31,8 @@ def read_cluster(args: argparse.Namespace, file: Path | None) -> ClusterConfig:
         )
     asked = {name: getattr(args, name) for name in ("host", "port") if getattr(args, name) is not None}
     config = replace(config, router=replace(config.router, **asked))
+    if args.http_port is not None:
+        config = replace(config, gateway=replace(config.gateway, port=args.http_port))
     config = replace(config, name=args.name) if args.name is not None else config
     if config.model is not None and not Path(config.model.path).is_dir():
         raise ConfigError(f"model.path is {config.model.path}, which is no directory")
@@ -39,7 +42,7 @@ def read_cluster(args: argparse.Namespace, file: Path | None) -> ClusterConfig:
 def cluster_arguments(args: argparse.Namespace) -> list[str]:
     """The same options as words, for another command."""
     words = []
-    for name in ("model", "name", "host", "port"):
+    for name in ("model", "name", "host", "port", "http_port"):
         if getattr(args, name) is not None:
-            words += [f"--{name}", str(getattr(args, name))]
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     return words

@@ -16,7 +16,8 @@ from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
 from baleen.errors import ConfigError, InvalidRequest
 from baleen.model_spec import ModelSpec, load_model_spec
 from baleen.sampling import SamplingParams
-from baleen.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from baleen.text.tokenizer import Tokenizer, load_tokenizer
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 from cluster.commands import generate_input, generate_output
 from cluster.commands.generate_output import InOrderPrinter, Printer, StreamPrinter, tell
 from cluster.generation import Generation

@@ -13,7 +13,8 @@ from typing import Any
 from baleen.errors import CheckpointError, ConfigError, InvalidRequest
 from baleen.model_spec import ModelSpec
 from baleen.sampling import SamplingParams
-from baleen.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from baleen.text.tokenizer import Tokenizer
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 
 DEFAULT_MAX_TOKENS = 128
 

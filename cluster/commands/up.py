@@ -11,6 +11,7 @@ from baleen.cluster_config import ClusterConfig
 from baleen.errors import BaleenError
 from cluster.commands.cluster_options import add_cluster_options, cluster_arguments, read_cluster
 from cluster.foreground import Foreground, Stopped
+from cluster.service import serves_http
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,8 +57,9 @@ def ready_line(config: ClusterConfig) -> str:
     """Where the cluster is, and how to call it."""
     ranks = sum(pool.least_groups * pool.ep for pool in config.pools)
     where = f"{config.router.host}:{config.router.port}"
+    http = f"HTTP on http://{config.gateway.host}:{config.gateway.port}/v1, " if serves_http(config) else ""
     return (
-        f"ready: gRPC on {where} (baleen.v1.InferenceService, reflection on), {ranks} ranks; "
+        f"ready: gRPC on {where} (baleen.v1.InferenceService, reflection on), {http}{ranks} ranks; "
         f"baleen status --name {config.name} shows it, Ctrl-C ends it\n"
     )
 

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from baleen.text.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from baleen.text.tokenizer import Tokenizer, load_tokenizer
+from baleen.text.tokenizer_files import TOKENIZER_FILE
 
 _FILE = Path(__file__).parents[1] / "data" / "tokenizer" / "deepseek_v32.tokenizer.json.xz"
 

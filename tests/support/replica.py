@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from baleen.config_file import from_dict
-from cluster.router_replica import RouterReplica
+from cluster.serving_replica import RouterReplica
 from router.config import RouterProcessConfig
 from tests.support.processes import emit
 
@@ -16,8 +16,8 @@ def router_replica(config: dict[str, Any], replicas: int, log_directory: str) ->
     """Emits address and process id of its router; SIGTERM tells it to go."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    replica = RouterReplica(from_dict(RouterProcessConfig, config), replicas, log_directory)
-    assert replica._router is not None
-    emit({"address": replica._router.address, "router": replica._router.pid})
+    replica = RouterReplica(from_dict(RouterProcessConfig, config), replicas, "default", log_directory)
+    assert replica._child is not None
+    emit({"address": replica._child.address, "router": replica._child.pid})
     told.wait()
     del replica

@@ -18,7 +18,7 @@ def addresses(tmp_path):
 def test_each_has_the_first_that_is_free(addresses):
     with Claim(addresses, timeout_s=0) as first, Claim(addresses, timeout_s=0) as second:
         assert (first.number, second.number) == (0, 1)
-        with pytest.raises(ConfigError, match=f"other routers of this machine have {addresses[0]}, {addresses[1]}"):
+        with pytest.raises(ConfigError, match=f"other clusters of this machine have {addresses[0]}, {addresses[1]}"):
             Claim(addresses, timeout_s=0)
         first.release()
         with Claim(addresses, timeout_s=0) as third:
