@@ -72,6 +72,8 @@ def epochs(ranks: list[dict[str, Any]], group: str) -> set[str]:
 def test_it_says_that_it_is_ready_and_answers_a_prompt(seen):
     assert seen["ready"].startswith("ready: gRPC on 127.0.0.1:9000")
     assert len(seen["answer"]["tokens"]) == 12
+    assert "HTTP on http://127.0.0.1:8000/v1" in seen["ready"]
+    assert seen["chat"]["usage"]["completion_tokens"] == 5 and seen["chat"]["choices"][0]["finish_reason"] == "length"
 
 
 def test_the_golden_tokens_come_through_both_pools_cold_and_cached(seen):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Scenario:
             **os.environ,
             "XDG_RUNTIME_DIR": str(directory / "run"),
             "XDG_CACHE_HOME": str(directory / "cache"),
+            "XDG_DATA_HOME": str(directory / "data"),
             "TMPDIR": str(self._temporary),
         }
 
@@ -82,6 +84,7 @@ class Scenario:
                 seen["status_killed"] = self._baleen("status")
             else:
                 seen["answer"] = asyncio.run(_generate())
+                seen["chat"] = _chat()
                 seen["first_answer_s"] = time.monotonic() - begin
                 seen["golden"] = {state: asyncio.run(_golden()) for state in ("cold", "warm")}
                 seen["second_up"] = self._baleen("up", "--config", str(self._config))
@@ -205,6 +208,19 @@ async def _generate_until(end: asyncio.Event) -> list[dict[str, Any]]:
     while not end.is_set():
         answers.append(await _generate(LONG))
     return answers
+
+
+def _chat() -> dict[str, Any]:
+    """A whole answer of the gateway."""
+    body = {"model": "deepseek-chat", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5}
+    request = urllib.request.Request(
+        "http://127.0.0.1:8000/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
 
 
 async def _generate(num_tokens: int = 12, *, at_first: Callable[[], None] = lambda: None) -> dict[str, Any]:
