@@ -278,7 +278,7 @@ class Attempt:
             if all(member.finish is not None for member in group):
                 self._decode.forget(output.request_id)
                 del running[output.request_id]
-            if delta.finish is not None:
+            if delta.tells_usage:
                 delta = replace(delta, cached=self._record.usage.cached)
             await self._emit(delta)
         if moves:

@@ -60,6 +60,11 @@ class Delta:
     num_output_tokens: int = 0
     cached: CachedTokens = field(default_factory=CachedTokens)
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether it is the first or the last of its completion: who leaves in between knows what was cached."""
+        return self.finish is not None or 0 < self.num_output_tokens == len(self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:

@@ -197,7 +197,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 
 def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
-    """What is new of one completion; usage goes with its end."""
+    """What is new of one completion; usage goes with its beginning and its end."""
     message = inference_pb2.Delta(
         index=delta.index,
         text=delta.text or "",
@@ -206,7 +206,7 @@ def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
         finish_reason=finish_to_proto(delta.finish),
         detail=delta.detail,
     )
-    if delta.finish is not None:
+    if delta.tells_usage:
         usage = common_pb2.Usage(
             prompt_tokens=num_prompt_tokens,
             completion_tokens=delta.num_output_tokens,

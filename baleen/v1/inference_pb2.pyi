@@ -193,7 +193,7 @@ class Delta(_message.Message):
 
     @_builtins.property
     def usage(self) -> _common_pb2.Usage:
-        """In the last delta of a completion."""
+        """In the first and the last delta of a completion; completion_tokens are those so far."""
 
     def __init__(
         self,

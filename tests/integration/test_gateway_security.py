@@ -359,8 +359,11 @@ def test_every_answer_is_paid_for_once_to_the_last_token(tmp_path):
             assert reply.status == 200, reply.body
             told.append(reply.events[-1]["usage"] if body.get("stream") else reply.json()["usage"])
         rank.token_delay_s = 0.05
+        rank.num_cached_tokens = 64
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        sent = json.dumps(CHAT | {"stream": True, "max_tokens": 1000, "ignore_eos": True}).encode()
+        long = [{"role": "user", "content": "Hello" * 20}]
+        endless = {"stream": True, "max_tokens": 1000, "ignore_eos": True, "messages": long}
+        sent = json.dumps(CHAT | endless).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
         writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n".encode() + sent)
         async with asyncio.timeout(30):
@@ -373,6 +376,8 @@ def test_every_answer_is_paid_for_once_to_the_last_token(tmp_path):
         await eventually(lambda: rank.num_running == 0)
         usage = (await gateway.call("GET", "/v1/usage", key=key)).json()
         (day,) = usage["data"]
+        # who leaves pays for what was computed, and as cached for what was not
+        assert day["prompt_cache_hit_tokens"] == 64
         assert day["num_requests"] == 4 and meters.entries["finished"] == 3
         assert day["prompt_tokens"] == meters.hit_tokens + meters.miss_tokens
         assert day["completion_tokens"] == meters.completion_tokens

@@ -35,6 +35,21 @@ def test_what_the_prefill_rank_computes_is_not_cached():
     run(scenario())
 
 
+def test_usage_comes_with_the_first_delta_and_the_last():
+    async def scenario():
+        rank = FakeRank()
+        rank.num_cached_tokens = 128
+        rank.token_delay_s = 0.01
+        async with router_with([rank]) as client:
+            answer = await client.generate(request(PROMPT, ignore_eos=True))
+            told = [delta for delta in answer.deltas if delta.HasField("usage")]
+            assert told == [answer.deltas[0], answer.deltas[-1]] and len(answer.deltas) > 2
+            assert [cached_of(delta.usage) for delta in told] == [(128, 128, 0, 0)] * 2
+            assert told[0].usage.completion_tokens == len(told[0].token_ids) < told[1].usage.completion_tokens == 8
+
+    run(scenario())
+
+
 def test_the_decode_rank_s_own_prefix():
     async def scenario():
         rank = FakeRank()
