@@ -44,7 +44,7 @@ class TokenUsage:
 class Piece:
     """News of one answer. finish: stop, length, tool_calls or insufficient_system_resource, in its last piece only.
 
-    usage: of all answers so far.
+    usage: of all answers so far. stopped_by: the stop string that ended the answer, if one did.
     """
 
     index: int
@@ -53,3 +53,4 @@ class Piece:
     logprobs: Sequence[common_pb2.PositionLogprobs]
     finish: str | None
     usage: TokenUsage
+    stopped_by: str | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -27,6 +29,7 @@ _FINISH = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
 }
+_NO_USAGE = TokenUsage(0, 0, 0, 0)
 _INTERRUPTED = "insufficient_system_resource"
 
 
@@ -83,7 +86,7 @@ class Engine:
         parser = None
         if ask.thinking is not None:
             parser = self.format.parser(thinking=ask.thinking, tools=ask.tools)
-        return Answer(ask, parser, self._end_think)
+        return Answer(ask, parser, self.tokenizer, self._end_think)
 
 
 class Running:
@@ -138,21 +141,18 @@ class Running:
         self._usage = TokenUsage(len(self._ask.prompt), cached, completion, reasoning)
         if piece.finish == _INTERRUPTED and completion == 0:
             raise _interruption(delta)
-        return Piece(
-            index=piece.index,
-            events=piece.events,
-            token_ids=piece.token_ids,
-            logprobs=piece.logprobs,
-            finish=piece.finish,
-            usage=self._usage,
-        )
+        return replace(piece, usage=self._usage)
 
 
 class Answer:
     """One of the answers to an ask, as its tokens come."""
 
-    def __init__(self, ask: Ask, parser: OutputParser | None, end_think: list[int]) -> None:
+    def __init__(self, ask: Ask, parser: OutputParser | None, tokenizer: Tokenizer, end_think: list[int]) -> None:
         self._parser = parser
+        self._tokenizer = tokenizer
+        self._stops = ask.sampling.stop
+        # a stop string ends in the last token; each token before is at least a byte of it
+        self._last_ids: deque[int] = deque(maxlen=max((len(stop.encode()) for stop in self._stops), default=0) + 1)
         self._one_call = ask.one_call
         self._end_think = end_think
         self._thinks = bool(ask.thinking)
@@ -178,7 +178,8 @@ class Answer:
             token_ids=delta.token_ids,
             logprobs=delta.logprobs,
             finish=finish,
-            usage=TokenUsage(0, 0, 0, 0),
+            usage=_NO_USAGE,
+            stopped_by=self._stop() if finish in ("stop", "tool_calls") else None,
         )
 
     def _events(self, text: str, *, ended: bool) -> list[Event]:
@@ -196,8 +197,20 @@ class Answer:
         index = getattr(event, "index", None)
         return index == 0 if index is not None else not (isinstance(event, Content) and self._calls)
 
+    def _stop(self) -> str | None:
+        """The stop string that the last token completed: the longest of them."""
+        if not self._stops or not self._last_ids:
+            return None
+        last = self._last_ids[-1]
+        text = self._tokenizer.decode(self._last_ids)
+        old = len(text) - len(self._tokenizer.decode([last]))
+        found = [stop for stop in self._stops if text.rfind(stop) >= 0 and text.rfind(stop) + len(stop) > old]
+        return max(found, key=len, default=None)
+
     def _count(self, token_ids: Any) -> None:
         self.num_tokens += len(token_ids)
+        if self._stops:
+            self._last_ids.extend(token_ids)
         for token_id in token_ids:
             if self._thinks:
                 self.num_reasoning += 1

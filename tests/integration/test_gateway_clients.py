@@ -192,6 +192,15 @@ def test_a_loop_of_tools_with_messages(claude):
     assert claude.messages.create(**asked, messages=messages).content[-1].text == "Mild."
 
 
+def test_the_stop_sequence_is_told(claude):
+    asked = {"model": "deepseek-chat", "max_tokens": 500, "messages": HI, "stop_sequences": ["never", "OP m", "STOP m"]}
+    whole = claude.messages.create(**asked)
+    assert (whole.stop_reason, whole.stop_sequence) == ("stop_sequence", "STOP m")
+    assert whole.content[0].text == "Hello, größe 🐳 "
+    with claude.messages.stream(**asked) as stream:
+        assert stream.get_final_message().stop_sequence == "STOP m"
+
+
 def test_an_answer_that_was_begun_is_gone_on_with(gateway, claude):
     messages = [*HI, {"role": "assistant", "content": "Once"}]
     claude.messages.create(model="deepseek-chat", max_tokens=50, messages=messages)

@@ -27,6 +27,7 @@ class MessageShape:
         self.request_id = str(answer.message()["id"])
         self._answer = answer
         self._finish = ""
+        self._stop: str | None = None
 
     def start(self) -> list[bytes]:
         """The message begins."""
@@ -35,11 +36,12 @@ class MessageShape:
     def take(self, piece: Piece) -> list[bytes]:
         """What was generated."""
         self._finish = piece.finish or self._finish
+        self._stop = piece.stopped_by
         return _frames(self._answer.feed(piece.events))
 
     def end(self, usage: TokenUsage) -> list[bytes]:
         """How it ended."""
-        return _frames(self._answer.finish(self._finish, shown_usage(usage)))
+        return _frames(self._answer.finish(self._finish, shown_usage(usage), self._stop))
 
     def fail(self, status: int, error: BaleenError) -> list[bytes]:
         """The error in the stream."""
@@ -47,7 +49,7 @@ class MessageShape:
 
     def whole(self, usage: TokenUsage) -> Json:
         """The message."""
-        self._answer.finish(self._finish, shown_usage(usage))
+        self._answer.finish(self._finish, shown_usage(usage), self._stop)
         return self._answer.message()
 
 
