@@ -205,3 +205,20 @@ def test_an_answer_that_was_begun_is_gone_on_with(gateway, claude):
     messages = [*HI, {"role": "assistant", "content": "Once"}]
     claude.messages.create(model="deepseek-chat", max_tokens=50, messages=messages)
     assert gateway.router.prompts[-1].endswith("<｜Assistant｜></think>Once")
+
+
+def test_with_the_models_own_tokenizer(tmp_path):
+    with gateway_thread(reply, tmp_path, real=True) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30)
+        asked = {"model": "deepseek-reasoner", "messages": WEATHER, "tools": [CHAT_TOOL]}
+        whole = client.chat.completions.create(**asked, extra_body={"return_token_ids": True})
+        assert whole.choices[0].message.content == "Let me look."
+        assert json.loads(whole.choices[0].message.tool_calls[0].function.arguments) == {"city": "Köln"}
+        # begin, and DSML, are one token each; the reasoning counts with its end
+        assert whole.prompt_token_ids[0] == 0 and 128793 in whole.choices[0].token_ids
+        assert whole.usage.completion_tokens_details.reasoning_tokens == 4  # I, see, full stop, end
+        with client.chat.completions.stream(**asked) as stream:
+            for _ in stream:
+                pass
+            call = stream.get_final_completion().choices[0].message.tool_calls[0].function
+        assert json.loads(call.arguments) == {"city": "Köln"}

@@ -16,6 +16,7 @@ from baleen.text.tokenizer import Tokenizer
 from router.gateway.config import GatewayProcessConfig
 from router.gateway.core import Core
 from router.gateway.main import Gateway
+from tests.support.real_tokenizer import real_tokenizer, write_real_tokenizer
 from tests.support.scripted_router import Reply, ScriptedRouter
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -30,10 +31,14 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def http_gateway(reply: Reply, directory: Path, **settings: Any) -> AsyncIterator[Served]:
-    """A gateway without keys before a scripted router, both with the tiny tokenizer."""
-    tiny_tokenizer().save(str(directory / "tokenizer.json"))
-    async with ScriptedRouter(Tokenizer(tiny_tokenizer()), reply) as router:
+async def http_gateway(reply: Reply, directory: Path, *, real: bool = False, **settings: Any) -> AsyncIterator[Served]:
+    """A gateway without keys before a scripted router, both with the tiny tokenizer, or with DeepSeek-V3.2's own."""
+    if real:
+        write_real_tokenizer(directory)
+    else:
+        tiny_tokenizer().save(str(directory / "tokenizer.json"))
+    tokenizer = real_tokenizer() if real else Tokenizer(tiny_tokenizer())
+    async with ScriptedRouter(tokenizer, reply) as router:
         config = GatewayProcessConfig(
             listen="127.0.0.1:0",
             routers=(router.address,),
