@@ -35,9 +35,9 @@ def _unshare() -> list[str]:
     return ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--net", "--map-root-user"]
 
 
-def processes_here() -> list[tuple[int, str]]:
-    """Process id and command line of every process in this namespace, but for this one."""
-    own = os.readlink("/proc/self/ns/net")
+def processes_here(of: int | str = "self") -> list[tuple[int, str]]:
+    """Process id and command line of every process in this namespace, or in that of process `of`, but for this one."""
+    own = os.readlink(f"/proc/{of}/ns/net")
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal() or int(entry.name) == os.getpid():
