@@ -8,7 +8,7 @@ from typing import Literal
 
 from baleen.errors import ConfigError
 
-KeyMode = Literal["auto", "on", "off"]
+KeyMode = Literal["auto", "required", "open"]
 Currency = Literal["USD", "CNY", "EUR"]
 
 _PRICE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
@@ -17,8 +17,8 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeysConfig:
-    """Keys and accounts. mode: `on` checks a key with every call, `off` lets everybody in who reaches the gateway;
-    `auto` is off where the gateway listens on loopback and on elsewhere, and then there must be a key to start with.
+    """Keys and accounts. mode: `required` checks a key with every call, `open` lets everybody in who reaches it;
+    `auto` is open where the gateway listens on loopback and required elsewhere, where it does not start without a key.
 
     database: file of the accounts, on a local disk, shared by all gateways of this machine; empty: one of this user and
     of the cluster's name.

@@ -50,4 +50,7 @@ def _at(folder: Path, config: ClusterConfig) -> ClusterConfig:
     tls = config.tls
     if tls.enabled:
         tls = replace(tls, **{name: str(folder / getattr(tls, name)) for name in ("ca_file", "cert_file", "key_file")})
-    return replace(config, model=model, redis=replace(config.redis, **found), tls=tls)
+    gateway = config.gateway
+    if gateway.keys.database:
+        gateway = replace(gateway, keys=replace(gateway.keys, database=str(folder / gateway.keys.database)))
+    return replace(config, model=model, redis=replace(config.redis, **found), tls=tls, gateway=gateway)

@@ -82,13 +82,12 @@ def services(
 
 def gateway_config(config: ClusterConfig, model: ModelConfig) -> GatewayProcessConfig:
     """The configuration of the first gateway."""
-    database = config.gateway.keys.database
     return GatewayProcessConfig(
         listen=f"{config.gateway.host}:{config.gateway.port}",
         routers=config.router.addresses,
         model=model.path,
         model_name=config.model_name or Path(model.path).name,
-        accounts=database or str(accounts_file(config.name)),
+        accounts=str(accounts_file(config)),
         settings=config.gateway,
         drain_timeout_s=config.group.drain_timeout_s,
     )

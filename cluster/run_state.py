@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 
+from baleen.cluster_config import ClusterConfig
 from baleen.config_file import from_dict
 from baleen.errors import ConfigError
 from baleen.redis_config import RedisConfig
@@ -46,10 +47,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baleen"
 
 
-def accounts_file(name: str) -> Path:
-    """Where the gateway's accounts of the cluster `name` lie, unless its configuration says otherwise."""
+def accounts_file(config: ClusterConfig) -> Path:
+    """Where the accounts of a cluster's gateways lie."""
+    if config.gateway.keys.database:
+        return Path(config.gateway.keys.database)
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "baleen" / name / "accounts.db"
+    return data / "baleen" / config.name / "accounts.db"
 
 
 class StateFile:

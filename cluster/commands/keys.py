@@ -8,9 +8,11 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig
+from baleen.cluster_file import load_cluster_config
 from baleen.errors import ConfigError
 from cluster.run_state import accounts_file
 from router.gateway.accounts.money import parse_amount, shown
@@ -55,7 +57,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("credit", credit, run_credit),
         ("usage", usage, run_usage),
     ):
-        command.add_argument("--name", metavar="NAME", default="default", help="of the cluster (default)")
+        command.add_argument("--config", type=Path, metavar="FILE", help="cluster file (the cluster without one)")
+        command.add_argument("--name", metavar="NAME", help="of the cluster (default)")
         command.add_argument("--database", type=Path, metavar="FILE", help="of the accounts (that of the cluster)")
         if name in ("create", "list", "usage"):
             command.add_argument("--json", action="store_true", help="JSON instead of text")
@@ -174,7 +177,9 @@ def run_usage(args: argparse.Namespace) -> int:
 
 
 def _store(args: argparse.Namespace) -> SqliteStore:
-    return SqliteStore(args.database or accounts_file(ClusterConfig(name=args.name).name))
+    config = load_cluster_config(args.config) if args.config is not None else ClusterConfig()
+    config = replace(config, name=args.name) if args.name is not None else config
+    return SqliteStore(args.database or accounts_file(config))
 
 
 def _id(text: str) -> str:

@@ -52,7 +52,7 @@ class Gateway:
             ),
         )
         mode = settings.keys.mode
-        self._check_keys = mode == "on" or (mode == "auto" and not is_loopback(config.host))
+        self._check_keys = mode == "required" or (mode == "auto" and not is_loopback(config.host))
         hosts = loopback_hosts(config.host) if is_loopback(config.host) else None
         self._app = application(self._core, check_keys=self._check_keys, hosts=hosts)
         self._http = HttpServer(self._app, config.listen, drain_timeout_s=config.drain_timeout_s)
@@ -68,8 +68,11 @@ class Gateway:
         if self._check_keys and not num_keys:
             await self._core.accounts.close()
             raise ConfigError(
-                "there is no API key, and nobody could call this gateway: `baleen keys create --tenant NAME` makes one"
+                f"there is no API key in {self._config.accounts}, and nobody could call this gateway: "
+                f"`baleen keys create --tenant NAME` makes one"
             )
+        if not self._check_keys and not is_loopback(self._config.host):
+            self._log.warning("everybody who reaches the gateway may use it: gateway.keys.mode is open")
         try:
             await self._core.prepare()
         except NotReady as error:

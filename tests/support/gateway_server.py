@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def add_key(database: Path, *, balance: int | None = None, tenant: str = "acme",
 
 
 @contextlib.asynccontextmanager
-async def gateway_server(folder: Path, *, mode: KeyMode = "on", **settings: Any) -> AsyncIterator[GatewayServer]:
+async def gateway_server(folder: Path, *, mode: KeyMode = "required", **settings: Any) -> AsyncIterator[GatewayServer]:
     """A gateway over one rank that does everything. settings: of GatewayConfig."""
     model = folder / "model"
     model.mkdir(exist_ok=True)
@@ -157,3 +157,13 @@ async def gateway_server(folder: Path, *, mode: KeyMode = "on", **settings: Any)
         address = await gateway.start()
         stack.push_async_callback(gateway.stop)
         yield GatewayServer(int(address.rpartition(":")[2]), gateway.core, ranks, database, lines)
+
+
+def scenario(folder: Path, talk: Callable[[GatewayServer], Awaitable[Any]], **options: Any) -> Any:
+    """Run `talk` with a gateway, for two minutes at most."""
+
+    async def run() -> Any:
+        async with gateway_server(folder, **options) as gateway:
+            return await talk(gateway)
+
+    return asyncio.run(asyncio.wait_for(run(), 120))

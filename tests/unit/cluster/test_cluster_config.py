@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from baleen.accounts_config import KeysConfig
 from baleen.cluster_config import ClusterConfig, PoolConfig
 from baleen.cluster_file import load_cluster_config
 from baleen.config_file import from_dict
@@ -23,6 +24,11 @@ router: {host: 0.0.0.0, port: 9100, replicas: 2, policy: least_loaded}
 redis: {url: "rediss://user:secret@redis:6380/0"}
 ray: {address: "head:6379", auth: token}
 group: {heartbeat_timeout_s: 5}
+gateway:
+  keys: {mode: required, database: accounts/west.db}
+  prices:
+    - {model: deepseek-v3.2, input_hit: "0.028", input_miss: "0.28", output: "0.42"}
+    - {model: west, output: "1"}
 """
 
 
@@ -39,6 +45,11 @@ def test_a_file_becomes_the_whole_configuration(tmp_path):
         name="fast-prefill", role="prefill", ep=4, groups=2, gpus_per_rank=1, strategy="strict_pack"
     )
     assert (config.pools[1].cache.num_blocks, config.pools[1].engine.max_running) == (4096, 32)
+    assert [(price.model, price.output) for price in config.gateway.prices] == [
+        ("deepseek-v3.2", "0.42"),
+        ("west", "1"),
+    ]
+    assert config.gateway.keys == KeysConfig(mode="required", database=str(tmp_path / "accounts" / "west.db"))
     # a path is relative to the file that names it
     assert config.model is not None and config.model.path == str(tmp_path / "weights")
 
@@ -58,6 +69,10 @@ def test_an_empty_file_is_the_cluster_for_one_machine(tmp_path, text):
         ("router: {prot: 1}", "router.prot is not a known key; the nearest is router.port"),
         ("pools: [{name: a, role: decode, blocks: 1}]", "pools[0].blocks is not a known key"),
         ("pools: [{name: a, role: decode, cache: {num_block: 1}}]", "the nearest is pools[0].cache.num_blocks"),
+        ("gateway: {prices: [{model: m, output: 0.42}]}", "gateway.prices[0].output is 0.42, must be text"),
+        ("gateway: {prices: [{model: m, output: x}]}", "output of the price of m is 'x', must be a decimal"),
+        ("gateway: {prices: [{model: m}, {model: M}]}", "gateway.prices names the model 'm' twice"),
+        ("gateway: {keys: {mode: maybe}}", 'gateway.keys.mode is "maybe", must be one of auto, required, open'),
         ("pools: [{role: decode}]", "pools[0].name is missing"),
         ("pools: []", "pools is [], must be a list of at least one pool"),
         ("pools: {name: a}", 'pools is {"name": "a"}, must be a list'),

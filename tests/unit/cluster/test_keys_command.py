@@ -53,6 +53,19 @@ def test_a_key_ends_by_its_id_or_by_itself(baleen):
     assert [states[key_id(secret)] for secret in secrets] == ["revoked", "revoked", "good"]
 
 
+def test_a_cluster_file_says_where_its_accounts_lie(baleen, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    named, placed = folder / "named.yaml", folder / "placed.yaml"
+    named.write_text("name: west")
+    placed.write_text("gateway: {keys: {database: money.db}}")
+    baleen("create", "--tenant", "t", "--config", str(named))
+    baleen("create", "--tenant", "t", "--config", str(placed))
+    assert (tmp_path / "baleen" / "west" / "accounts.db").exists() and (folder / "money.db").exists()
+    assert len(json.loads(baleen("list", "--json", "--name", "west").out)) == 1
+    assert listed(baleen) == []
+
+
 def test_a_balance_is_filled_up(baleen):
     secret = baleen("create", "--tenant", "t", "--balance", "1").out.strip()
     assert baleen("credit", key_id(secret), "0.25", "--note", "thanks").out == "balance 1.25\n"
