@@ -34,7 +34,8 @@ def test_calls_that_come_while_the_router_leaves_are_answered():
             await client.router.stop(20.0)
             for answer in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(answer, grpc.aio.AioRpcError):
-                    assert answer.code() is grpc.StatusCode.UNAVAILABLE
+                    # gRPC itself cancels a call that reaches it between its last accept and its GOAWAY
+                    assert answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                 else:
                     assert answer.tokens == {0: fake_tokens(PROMPT, 8)}
 
