@@ -15,6 +15,7 @@ from baleen.errors import BaleenError, UnknownName
 from router.gateway import endpoints
 from router.gateway.auth import PUBLIC, Application, Authentication
 from router.gateway.chat.reader import read_chat
+from router.gateway.completions.reader import read_text
 from router.gateway.core import Core
 from router.gateway.dialect import Reader
 from router.gateway.endpoints import Handler
@@ -44,6 +45,7 @@ def routes(core: Core) -> list[BaseRoute]:
         found.extend(Route(base + path, endpoint, methods=[method]) for base in bases)
 
     exchange("chat", read_chat, "/chat/completions", _BASES)
+    exchange("completions", read_text, "/completions", _BASES)
     exchange("responses", read_response, "/responses", ("/v1", ""))
     exchange("messages", read_message, "/messages", _ANTHROPIC_BASES)
     add("POST", endpoints.count_tokens, "/messages/count_tokens", _ANTHROPIC_BASES)

@@ -68,6 +68,6 @@ class Shape(Protocol):
 class Reader(Protocol):
     """Reads a body. Raises InvalidRequest that names the field."""
 
-    async def __call__(self, body: Mapping[str, Any], gateway: Gateway) -> tuple[Ask, Shape, bool]:
-        """The ask, the shape of its answers, and whether they are streamed."""
+    async def __call__(self, body: Mapping[str, Any], gateway: Gateway) -> tuple[Ask | tuple[Ask, ...], Shape, bool]:
+        """The ask, or several that are answered together, the shape of the answers, and whether they are streamed."""
         ...

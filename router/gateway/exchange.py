@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from router.gateway.accounts.money import Usage
 from router.gateway.accounts.records import Outcome
 from router.gateway.ask import Ask, TokenUsage
 from router.gateway.auth import CALLER, Caller, Receive, Send
+from router.gateway.batch import Batch, start_batch
 from router.gateway.bodies import Gone, read_object
 from router.gateway.connection import EVENT_STREAM, Connection, Headers
 from router.gateway.core import Core
 from router.gateway.dialect import Reader, Shape
-from router.gateway.engine import Running
 from router.gateway.refusal import dialect_of, refusal, status_of
 
 Scope = MutableMapping[str, Any]
@@ -84,10 +84,10 @@ class _One:
             body = await read_object(self._scope, receive, max_bytes=core.http.max_body_bytes)
             async with self._watched(receive, task):
                 await core.prepare()
-                ask, shape, self._streams = await self._reader(body, core)
+                asked, shape, self._streams = await self._reader(body, core)
                 del body
                 self._request_id = shape.request_id
-                await self._run(ask, shape)
+                await self._run(asked if isinstance(asked, tuple) else (asked,), shape)
         except Gone:
             self.gone = True
         except BaleenError as error:
@@ -140,16 +140,16 @@ class _One:
             for watcher in watchers:
                 watcher.cancel()
 
-    async def _run(self, ask: Ask, shape: Shape) -> None:
+    async def _run(self, asks: Sequence[Ask], shape: Shape) -> None:
         core, caller = self._core, self._caller
         charge = await caller.open(
             request_id=self._request_id,
-            model=ask.model,
+            model=asks[0].model,
             served_as=core.names.served,
-            prompt_tokens=len(ask.prompt),
-            output_tokens=ask.sampling.max_tokens * ask.sampling.n,
+            prompt_tokens=sum(len(ask.prompt) for ask in asks),
+            output_tokens=sum(ask.sampling.max_tokens * ask.sampling.n for ask in asks),
         )
-        running: Running | None = None
+        running: Batch | None = None
         headers = [*(EVENT_STREAM if self._streams else _JSON), *self._headers]
         alive = asyncio.create_task(
             self._connection.keep_alive(
@@ -157,8 +157,9 @@ class _One:
             )
         )
         try:
-            running = await core.engine.start(
-                replace(ask, priority=caller.capped(ask.priority)),
+            running = await start_batch(
+                core.engine,
+                [replace(ask, priority=caller.capped(ask.priority)) for ask in asks],
                 request_id=self._request_id,
                 tenant=caller.tenant,
                 traceparent=self._traceparent,
@@ -180,7 +181,7 @@ class _One:
                 self._usage = running.usage
             self._settle(charge)
 
-    async def _stream(self, running: Running, shape: Shape, headers: Headers) -> None:
+    async def _stream(self, running: Batch, shape: Shape, headers: Headers) -> None:
         connection = self._connection
         await connection.start(200, headers)
         if first := shape.start():
@@ -190,7 +191,7 @@ class _One:
                 await connection.write(b"".join(frames))
         await connection.write(b"".join(shape.end(running.usage)), last=True)
 
-    async def _whole(self, running: Running, shape: Shape, headers: Headers) -> None:
+    async def _whole(self, running: Batch, shape: Shape, headers: Headers) -> None:
         async for piece in running.pieces():
             shape.take(piece)
         body = json.dumps(shape.whole(running.usage), ensure_ascii=False).encode("utf-8", "replace")

@@ -96,7 +96,7 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
     return Ask(
         model=given["model"],
         prompt=token_ids,
-        sampling=_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids)),
+        sampling=read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids)),
         thinking=prompt.thinking,
         tools=bool(tools.offered),
         one_call=given.get("parallel_tool_calls") is False or bool(tools.forced),
@@ -147,7 +147,8 @@ def _response_format(given: Json, body: Json) -> Json | None:
     return inner if isinstance(inner, dict) else {}
 
 
-def _sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, num_prompt: int) -> SamplingParams:
+def read_sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, num_prompt: int) -> SamplingParams:
+    """Sampling of a checked body. room: tokens that the context has beside the prompt. Raises InvalidRequest."""
     wanted = given.get("max_completion_tokens", given.get("max_tokens"))
     if wanted is not None and wanted > limits.max_output:
         raise InvalidRequest(

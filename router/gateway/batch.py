@@ -1,0 +1,86 @@
+"""Several asks of one request at the router together: their pieces come mixed, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from router.gateway.ask import Ask, Piece, TokenUsage
+from router.gateway.engine import Engine, Running
+
+MOST_WAITING = 64
+"""Pieces that wait to be taken; with more the router is not read."""
+
+
+class Batch:
+    """As Running is for one ask; answers are numbered on from one ask to the next."""
+
+    def __init__(self, running: Sequence[Running], sizes: Sequence[int]) -> None:
+        """sizes: how many answers each has."""
+        self._running = running
+        self._starts = [sum(sizes[:place]) for place in range(len(sizes))]
+
+    @property
+    def usage(self) -> TokenUsage:
+        """Tokens of all answers so far."""
+        each = [one.usage for one in self._running]
+        return TokenUsage(
+            sum(usage.prompt for usage in each),
+            sum(usage.cached for usage in each),
+            sum(usage.completion for usage in each),
+            sum(usage.reasoning for usage in each),
+        )
+
+    async def admitted(self) -> None:
+        """Wait until the router took all of them. Raises what it refused one with."""
+        # all were asked already: in whatever order they are admitted, this waits for the last
+        for one in self._running:
+            await one.admitted()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """News of the answers as they come. Raises what the router failed with."""
+        if len(self._running) == 1:
+            async for piece in self._running[0].pieces():
+                yield piece
+            return
+        queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(MOST_WAITING)
+        readers = [
+            asyncio.create_task(self._read(one, start, queue))
+            for one, start in zip(self._running, self._starts, strict=True)
+        ]
+        left = len(readers)
+        try:
+            while left:
+                news = await queue.get()
+                if isinstance(news, BaseException):
+                    raise news
+                if news is None:
+                    left -= 1
+                else:
+                    yield replace(news, usage=self.usage)
+        finally:
+            for reader in readers:
+                reader.cancel()
+
+    def close(self) -> None:
+        """End what has not ended."""
+        for one in self._running:
+            one.close()
+
+    async def _read(self, one: Running, start: int, queue: asyncio.Queue[Piece | BaseException | None]) -> None:
+        try:
+            async for piece in one.pieces():
+                await queue.put(replace(piece, index=start + piece.index))
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+
+async def start_batch(engine: Engine, asks: Sequence[Ask], *, request_id: str, tenant: str, traceparent: str) -> Batch:
+    """Begin all of them; whoever has the result must close it. request_id: of the first, the others have a number."""
+    running: list[Running] = []
+    for place, ask in enumerate(asks):
+        name = f"{request_id}-{place}" if place else request_id
+        running.append(await engine.start(ask, request_id=name, tenant=tenant, traceparent=traceparent))
+    return Batch(running, [ask.sampling.n for ask in asks])
