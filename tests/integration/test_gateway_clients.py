@@ -41,12 +41,14 @@ def gateway(tmp_path_factory):
 
 @pytest.fixture
 def client(gateway):
-    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30)
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture
 def claude(gateway):
-    return anthropic.Anthropic(base_url=f"{gateway.url}/anthropic", api_key="none", max_retries=0, timeout=30)
+    with anthropic.Anthropic(base_url=f"{gateway.url}/anthropic", api_key="none", max_retries=0, timeout=30) as client:
+        yield client
 
 
 HI = [{"role": "user", "content": "hi"}]
