@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian serve test check bench format proto docs
+.PHONY: help setup debian serve test test-gpu check bench format proto docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,10 +32,14 @@ test: setup debian ## run every test that needs no GPU
 	$(BIN)/pytest -m "not gpu and not nixl"
 	$(BIN)/pytest -m "nixl and not gpu" tests/contract
 
-check: setup ## format, lint, types and fast tests
+test-gpu: setup ## run the tests that need a GPU; SANITIZER=memcheck runs them under compute-sanitizer
+	TRITON_INTERPRET=0 $(if $(SANITIZER),compute-sanitizer --tool $(SANITIZER) --error-exitcode 86) $(BIN)/python -m pytest -m gpu tests
+
+check: setup ## format, lint, types, kernels compiled ahead of time, and fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m kernels.testing.ahead
 	$(BIN)/pytest -q -m "not gpu and not slow" tests/repo tests/unit
 
 format: setup ## rewrite the sources as `check` wants them

@@ -1,4 +1,4 @@
-"""Settings for every test: one compute thread a process, and one more try for tests of real processes."""
+"""Settings for every test: one compute thread a process, kernels interpreted, one more try for real processes."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from pathlib import Path
 # before torch is imported, here and in every process that a test starts: OpenMP threads that outnumber the cores
 # wait for each other by spinning
 os.environ["OMP_NUM_THREADS"] = "1"
+# read when a kernel's module is imported, so it is for the whole process; `make test-gpu` sets 0
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings

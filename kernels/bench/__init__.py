@@ -1,0 +1,1 @@
+"""Time of each operation against its floor and against a baseline, after its result was checked."""

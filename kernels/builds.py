@@ -1,0 +1,67 @@
+"""One way to compile a kernel, and its launch: what the gate compiles ahead of time is what a launcher runs.
+
+A launcher lists every build that it can choose in its `configs()` and launches through the same objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Build:
+    """A kernel with everything that the compiler is told.
+
+    types: Triton's type of each argument that is neither a constant nor an int32 number: "*bf16", "*fp8e4nv", "*u8",
+    "*fp32", "*i32", "*i64", "i64", "fp32". divisible: integer arguments (strides) that are multiples of 16 in every
+    call; pointers always are. tensor_cores: the kernel must use wgmma on sm_90.
+    """
+
+    kernel: Any
+    types: Mapping[str, str]
+    constants: Mapping[str, Any]
+    divisible: tuple[str, ...] = ()
+    num_warps: int = 4
+    num_stages: int = 3
+    tensor_cores: bool = False
+    _aligned: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = set(self.kernel.arg_names)
+        unknown = (set(self.types) | set(self.constants) | set(self.divisible)) - names
+        assert not unknown, f"{self.name}: no such arguments: {sorted(unknown)}"
+        pointers = tuple(name for name in self.kernel.arg_names if self.types.get(name, "i32").startswith("*"))
+        object.__setattr__(self, "_aligned", pointers + self.divisible)
+
+    @property
+    def name(self) -> str:
+        """The kernel and its constants, in one line."""
+        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        function = getattr(self.kernel, "fn", self.kernel)
+        return f"{function.__name__} {constants} w{self.num_warps} st{self.num_stages}"
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Arguments that the compiler takes for multiples of 16: pointers in bytes, numbers as they are."""
+        return self._aligned
+
+    def options(self) -> dict[str, Any]:
+        """Options of the compiler. Fusion of multiply and add is stated, so that no upgrade changes bits."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+    def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
+        """Run the kernel over `grid` (one to three numbers; nothing runs when one is 0) with its other arguments.
+
+        Raises ValueError when an argument that was compiled as a multiple of 16 is none.
+        """
+        for name in self._aligned:
+            value = arguments[name]
+            place = value if isinstance(value, int) else value.data_ptr()
+            if place % ALIGNMENT:
+                raise ValueError(f"{self.name}: {name} is {place}, and must be a multiple of {ALIGNMENT}")
+        if 0 not in grid:
+            self.kernel[grid](**arguments, **self.constants, **self.options())

@@ -1,0 +1,1 @@
+"""What tests of kernels need: a repaired interpreter, bounds, poisoned memory, the ahead-of-time gate."""
