@@ -28,7 +28,32 @@ class Operation:
         return list(import_module(self.launcher.split(":")[0]).configs())
 
 
-OPERATIONS: tuple[Operation, ...] = ()
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="quantise_activations",
+        launcher="kernels.quant.activations:quantise_activations",
+        reference="kernels.quant.reference:quantise_activations",
+        bench="kernels.bench.quant:quantise_cases",
+    ),
+    Operation(
+        name="float8_product",
+        launcher="kernels.quant.gemm:float8_product",
+        reference="kernels.quant.product_reference:float8_product",
+        bench="kernels.bench.quant:product_cases",
+    ),
+    Operation(
+        name="absorb_queries",
+        launcher="kernels.quant.absorb:absorb_queries",
+        reference="kernels.quant.product_reference:absorb_queries",
+        bench="kernels.bench.quant:absorb_cases",
+    ),
+    Operation(
+        name="expand_values",
+        launcher="kernels.quant.absorb:expand_values",
+        reference="kernels.quant.product_reference:expand_values",
+        bench="kernels.bench.quant:expand_cases",
+    ),
+)
 
 
 def resolve(name: str) -> Any:
