@@ -33,3 +33,9 @@ def ordered(x):
     """int32 numbers that are ordered as float32 numbers are; -0.0 is below 0.0, and NaN is where its bits put it."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def unordered(key):
+    """The float32 numbers whose `ordered` integers these are."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)

@@ -30,6 +30,24 @@ class Operation:
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
+        name="index_logits_decode",
+        launcher="kernels.dsa.logits:index_logits_decode",
+        reference="kernels.dsa.paged_reference:index_logits",
+        bench="kernels.bench.dsa:logits_decode",
+    ),
+    Operation(
+        name="index_logits_prefill",
+        launcher="kernels.dsa.logits:index_logits_prefill",
+        reference="kernels.dsa.paged_reference:index_logits",
+        bench="kernels.bench.dsa:logits_prefill",
+    ),
+    Operation(
+        name="topk",
+        launcher="kernels.dsa.topk:topk",
+        reference="kernels.dsa.paged_reference:topk_rows",
+        bench="kernels.bench.dsa:topk",
+    ),
+    Operation(
         name="quantise_activations",
         launcher="kernels.quant.activations:quantise_activations",
         reference="kernels.quant.reference:quantise_activations",

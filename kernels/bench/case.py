@@ -30,7 +30,8 @@ class Case:
     """One shape of an operation.
 
     moved_bytes: the least that must be read and written. flops: multiplications and additions, two a product, on the
-    tensor cores for `precision`. prepare: makes the trial on a device, "cuda" or, at small shapes, "cpu".
+    tensor cores for `precision`. prepare: makes the trial on a device. tiny: a shape for tests, never measured; each
+    operation has one, small enough to be interpreted on a CPU.
     """
 
     name: str
@@ -38,3 +39,4 @@ class Case:
     prepare: Callable[[str], Trial]
     flops: int = 0
     precision: Literal["bf16", "fp8", "none"] = "none"
+    tiny: bool = False

@@ -6,6 +6,7 @@ Legend: M rows, N columns of the product, K inner columns.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -34,7 +35,8 @@ def random_float8(shape: tuple[int, ...], device: str) -> torch.Tensor:
 
 def quantise_cases() -> list[Case]:
     """Rows of hidden states and of attention outputs."""
-    return [_quantise_case(m, k) for m in (128, 4096) for k in (7168, 16384)]
+    tiny = replace(_quantise_case(3, 256), tiny=True)
+    return [tiny, *(_quantise_case(m, k) for m in (128, 4096) for k in (7168, 16384))]
 
 
 def _quantise_case(num_rows: int, width: int) -> Case:
@@ -60,7 +62,8 @@ def _quantise_case(num_rows: int, width: int) -> Case:
 
 def product_cases() -> list[Case]:
     """Every float8 product of a layer, for one row, for decode batches and for a prefill chunk."""
-    return [_product_case(what, m, n, k) for what, (n, k) in PRODUCTS.items() for m in ROWS]
+    tiny = replace(_product_case("tiny", 3, 192, 256), tiny=True)
+    return [tiny, *(_product_case(what, m, n, k) for what, (n, k) in PRODUCTS.items() for m in ROWS)]
 
 
 def _product_case(what: str, m: int, n: int, k: int) -> Case:
@@ -93,7 +96,11 @@ def absorb_cases() -> list[Case]:
     from kernels.quant.absorb import absorb_queries
 
     shapes = ((HEADS, QUERY), (HEADS, QUERY, LATENT))
-    return [_head_case(t, *shapes, absorb_queries, product_reference.absorb_queries) for t in ROWS]
+    tiny = _head_case(3, (2, QUERY), (2, QUERY, LATENT), absorb_queries, product_reference.absorb_queries)
+    return [
+        replace(tiny, tiny=True),
+        *(_head_case(t, *shapes, absorb_queries, product_reference.absorb_queries) for t in ROWS),
+    ]
 
 
 def expand_cases() -> list[Case]:
@@ -101,7 +108,11 @@ def expand_cases() -> list[Case]:
     from kernels.quant.absorb import expand_values
 
     shapes = ((HEADS, LATENT), (HEADS, VALUE, LATENT))
-    return [_head_case(t, *shapes, expand_values, product_reference.expand_values) for t in ROWS]
+    tiny = _head_case(3, (2, LATENT), (2, VALUE, LATENT), expand_values, product_reference.expand_values)
+    return [
+        replace(tiny, tiny=True),
+        *(_head_case(t, *shapes, expand_values, product_reference.expand_values) for t in ROWS),
+    ]
 
 
 def _head_case(
