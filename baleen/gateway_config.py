@@ -20,7 +20,8 @@ class GatewayConfig:
     max_output_tokens: most that a request may ask for. missing_reasoning: what to do in thinking mode with an answer
     that called tools and comes back without its reasoning. max_body_mib, max_active: largest body, and requests at the
     same time in one replica. max_request_s: longest life of a request. keep_alive_s: silence after which a client is
-    told that its request lives.
+    told that its request lives. resume_s: how long a stream whose request said `resumable` waits for a client whose
+    connection ended. resume_mib: memory of one replica for all such streams.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +34,8 @@ class GatewayConfig:
     max_active: int = 4096
     max_request_s: float = 3600.0
     keep_alive_s: float = 10.0
+    resume_s: float = 30.0
+    resume_mib: int = 256
     keys: KeysConfig = field(default_factory=KeysConfig)
     prices: tuple[PriceConfig, ...] = ()
 
@@ -44,10 +47,15 @@ class GatewayConfig:
             1 <= self.port <= 65536 - max(1, self.replicas),
             f"gateway.port is {self.port}, must be from 1 to {65536 - max(1, self.replicas)}",
         )
-        for name, most in (("max_output_tokens", 1 << 20), ("max_body_mib", 256), ("max_active", 1 << 20)):
+        for name, most in (
+            ("max_output_tokens", 1 << 20),
+            ("max_body_mib", 256),
+            ("max_active", 1 << 20),
+            ("resume_mib", 1 << 16),
+        ):
             value = getattr(self, name)
             _require(1 <= value <= most, f"gateway.{name} is {value}, must be from 1 to {most}")
-        for name in ("max_request_s", "keep_alive_s"):
+        for name in ("max_request_s", "keep_alive_s", "resume_s"):
             value = getattr(self, name)
             _require(value > 0, f"gateway.{name} is {value:g}, must be above 0")
         require_one_currency(self.prices)

@@ -74,7 +74,7 @@ TABLE: tuple[Metric, ...] = (
         _GATEWAY,
         "Requests for answers that have ended, by the class of their HTTP status; 4xx too if the client left.",
         labels=("endpoint", "status"),
-        series=_all(("chat", "completions", "responses", "messages"), ("2xx", "4xx", "5xx")),
+        series=_all(("chat", "completions", "responses", "messages", "resume"), ("2xx", "4xx", "5xx")),
     ),
     _gauge("gateway_active_requests", _GATEWAY, "Requests for answers that have not ended."),
     _counter(
@@ -84,6 +84,9 @@ TABLE: tuple[Metric, ...] = (
         labels=("reason",),
         series=_each("disconnected", "stalled"),
     ),
+    _gauge("gateway_resumable_requests", _GATEWAY, "Streams that are kept for clients that may come back to them."),
+    _gauge("gateway_resumable_bytes", _GATEWAY, "Memory that these streams take."),
+    _counter("gateway_resumed_total", _GATEWAY, "Connections that went on with a stream."),
     _counter(
         "gateway_ledger_entries_total",
         _GATEWAY,

@@ -19,6 +19,7 @@ from router.gateway.messages.request import COUNTED_FIELDS
 from router.gateway.messages.request import FIELDS as MESSAGES
 from router.gateway.models import ALIASES
 from router.gateway.responses.request import FIELDS as RESPONSES
+from router.gateway.streams import EACH_BYTES
 
 
 def _names(names: Iterable[str]) -> str:
@@ -86,6 +87,21 @@ or as the body. An answer that ranks could not finish ends with `finish_reason` 
 While nothing comes for `gateway.keep_alive_s` seconds, a stream gets `: keep-alive` and an answer in one piece an empty
 line. A client that closes its connection ends its request at the ranks at once, streamed or not; so does one that takes
 nothing for a minute. What was generated until then is charged.
+
+### Streams that are cut
+
+With `"resumable": true` beside `"stream": true`, every event has an `id`, and the answer goes on without its client.
+Whoever sends GET or POST to the same path with the same key and `Last-Event-ID: ID` (a body is not read) gets exactly
+the events after that one, and the rest as it comes; nothing is generated or charged again. The header
+`x-last-event-id` of an answer is the id from before its first event here. A connection that still stood ends.
+
+- A client has `gateway.resume_s` seconds after its connection ended, or after the answer did. After that the request
+  ends, what was generated is charged, and 404 is the answer; so it is for streams of others, or of another gateway.
+- One stream keeps {EACH_BYTES >> 20} MiB, and all of a gateway `gateway.resume_mib`. A full one waits for its client;
+  what a connection that stands has taken makes room, and so do answers that have ended, the oldest first.
+- 204 means that there is nothing after this event.
+- Instead of `: keep-alive` and an empty line comes the line alone, since clients that know an id take an empty line
+  for an event.
 
 ## Other paths
 

@@ -38,7 +38,8 @@ def routes(core: Core) -> list[BaseRoute]:
 
     def exchange(name: str, reader: Reader, path: str, bases: Collection[str]) -> None:
         endpoint = Exchange(core, reader, name=name)
-        found.extend(Route(base + path, endpoint, methods=["POST"]) for base in bases)
+        # GET is for clients that come back to a stream
+        found.extend(Route(base + path, endpoint, methods=["POST", "GET"]) for base in bases)
 
     def add(method: str, handler: Handler, path: str, bases: Collection[str] = ("",)) -> None:
         endpoint = endpoints.endpoint(core, handler)

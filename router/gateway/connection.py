@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from baleen.clock import Clock
 from router.gateway.auth import Receive, Send
@@ -50,12 +50,16 @@ class Connection:
                 self.writing_since = None
             self.wrote_at = self._clock.now()
 
-    async def keep_alive(self, sign: bytes, headers: Headers, *, every_s: float) -> None:
-        """Until cancelled: after so much silence, start if need be and send the sign."""
+    async def events(self, frames: Sequence[bytes], *, last: bool = False) -> None:
+        """Some server-sent events of the body."""
+        await self.write(b"".join(frames), last=last)
+
+    async def keep_alive(self, sign: bytes, head: Callable[[], Headers], *, every_s: float) -> None:
+        """Until cancelled: after so much silence, start if need be, with these headers, and send the sign."""
         while True:
             await asyncio.sleep(max(0.01, self.wrote_at + every_s - self._clock.now()))
             if not self.ended and self.writing_since is None and self._clock.now() - self.wrote_at >= every_s:
-                await self.start(200, headers)
+                await self.start(200, head())
                 await self.write(sign)
 
     async def watch(self, receive: Receive, on_gone: Callable[[], None]) -> None:

@@ -17,11 +17,14 @@ from router.gateway.accounts.accounts import Accounts
 from router.gateway.chat.request import ChatLimits
 from router.gateway.engine import Engine
 from router.gateway.models import ModelNames
+from router.gateway.streams import Streams
 
 MAX_BODY_BYTES = 32 << 20
 MAX_ACTIVE = 4096
 KEEP_ALIVE_S = 10.0
 STALL_S = 60.0
+RESUME_S = 30.0
+RESUME_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Core:
     routers: Sequence[tuple[str, grpc.aio.Channel]] = ()
     http: HttpLimits = field(default_factory=HttpLimits)
     meters: Meters = field(default_factory=Meters)
+    streams: Streams = field(default_factory=lambda: Streams(keep_s=RESUME_S, max_bytes=RESUME_BYTES))
     model: inference_pb2.Model | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from baleen.errors import BaleenError, QueueFull
-from baleen.ids import new_request_id
+from baleen.errors import InvalidRequest, QueueFull
 from baleen.trace_context import trace_id_of
 from router.gateway.accounts.accounts import Charge
 from router.gateway.accounts.money import Usage
 from router.gateway.accounts.records import Outcome
 from router.gateway.ask import Ask, TokenUsage
-from router.gateway.auth import CALLER, Caller, Receive, Send
+from router.gateway.auth import Receive, Send
 from router.gateway.batch import Batch, start_batch
 from router.gateway.bodies import Gone, read_object
-from router.gateway.connection import EVENT_STREAM, Connection, Headers
+from router.gateway.call import Call, Scope, Sink
+from router.gateway.connection import Connection, Headers
 from router.gateway.core import Core
 from router.gateway.dialect import Reader, Shape
-from router.gateway.refusal import dialect_of, refusal, status_of
-
-Scope = MutableMapping[str, Any]
+from router.gateway.refusal import WrongMethod
+from router.gateway.streams import Stream, TakenOver
 
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
 class Exchange:
-    """The POST endpoint of a dialect."""
+    """The endpoint of a dialect: a POST is a request, and what shows the id of an event goes on with its stream."""
 
     def __init__(self, core: Core, reader: Reader, *, name: str) -> None:
         """name: of the endpoint, in counts and logs."""
@@ -39,177 +37,195 @@ class Exchange:
         self._name = name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one call."""
         connection = Connection(send, self._core.clock)
-        one = _One(self._core, self._reader, scope, connection)
         task = asyncio.current_task()
         assert task is not None
-        self._core.meters.active += 1
+        event_id = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"last-event-id"), "")
+        call: _Request | _Return
+        if event_id or scope["method"] != "POST":
+            call = _Return(self._core, scope, connection, self._name, event_id)
+        else:
+            call = _Request(self._core, scope, connection, self._name, self._reader)
         try:
-            await one.serve(receive, task)
+            await call.serve(receive, task)
         except asyncio.CancelledError:
-            if not one.gone:
+            if not call.gone:
                 raise
             task.uncancel()
         finally:
-            self._core.meters.active -= 1
-            status = one.status if not one.gone else 499
-            self._core.meters.requests[self._name, f"{status // 100}xx"] += 1
-            one.note(self._name)
+            call.end()
 
 
-class _One:
-    """One request. gone: its client left, or takes nothing."""
+class _Return(Call):
+    """A client that comes back to a stream."""
 
-    def __init__(self, core: Core, reader: Reader, scope: Scope, connection: Connection) -> None:
-        self._core = core
+    def __init__(self, core: Core, scope: Scope, connection: Connection, endpoint: str, event_id: str) -> None:
+        super().__init__(core, scope, connection, endpoint)
+        self._event_id = event_id
+
+    async def serve(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        """The rest of the stream. A body, if there is one, says nothing that is not known."""
+        try:
+            if not self._event_id:
+                method, path = self.scope["method"], self.scope["path"][:200]
+                raise WrongMethod(
+                    f"{method} is not a method of {path} without the header Last-Event-ID", allowed="POST"
+                )
+            stream, number = self.core.streams.find(self._event_id, self.owner, self.endpoint)
+            self.status = 200
+            if stream.ended and number == stream.last:
+                # clients of event streams take it for: do not come back again
+                self.status = 204
+                await self.connection.start(204, self.headers())
+                await self.connection.write(b"", last=True)
+                return
+            async with self.watched(receive, task):
+                await stream.deliver(
+                    self.connection,
+                    after=number,
+                    head=self.stream_headers,
+                    keep_alive_s=self.core.http.keep_alive_s,
+                )
+        except TakenOver:
+            self.gone = True
+        except Exception as error:
+            await self.fail(error, None, self.connection)
+
+    def end(self) -> None:
+        """Count it."""
+        self.count("resume", left=self.gone)
+
+
+class _Request(Call):
+    """One request. Where its client may come back, the answer is made by a task that outlives the connection."""
+
+    def __init__(self, core: Core, scope: Scope, connection: Connection, endpoint: str, reader: Reader) -> None:
+        super().__init__(core, scope, connection, endpoint)
         self._reader = reader
-        self._scope = scope
-        self._connection = connection
-        self._request_id: str = new_request_id()
         self._usage = TokenUsage(0, 0, 0, 0)
         self._outcome: Outcome = "failed"
-        self._began = core.clock.now()
         self._streams = False
-        self.gone = False
-        self.status = 500
+        self._is_apart = False
+        core.meters.active += 1
 
     async def serve(self, receive: Receive, task: asyncio.Task[Any]) -> None:
         """All of it; what goes wrong becomes an answer."""
-        shape: Shape | None = None
+        core = self.core
         try:
-            core = self._core
             if core.meters.active > core.http.max_active:
                 raise QueueFull(f"{core.http.max_active} requests are running, which is the limit of this gateway")
-            body = await read_object(self._scope, receive, max_bytes=core.http.max_body_bytes)
-            async with self._watched(receive, task):
+            body = await read_object(self.scope, receive, max_bytes=core.http.max_body_bytes)
+            async with self.watched(receive, task):
                 await core.prepare()
                 asked, shape, self._streams = await self._reader(body, core)
+                is_resumable = bool(body.get("resumable"))
                 del body
-                self._request_id = shape.request_id
-                await self._run(asked if isinstance(asked, tuple) else (asked,), shape)
-        except Gone:
+                self.request_id = shape.request_id
+                asks = asked if isinstance(asked, tuple) else (asked,)
+                if is_resumable and not self._streams:
+                    raise InvalidRequest("resumable is for streams: it needs stream = true", field="resumable")
+                if is_resumable:
+                    await self._answer_apart(asks, shape)
+                else:
+                    await self._answer_here(asks, shape)
+        except (Gone, TakenOver):
             self.gone = True
-        except BaleenError as error:
-            await self._fail(error, shape)
         except Exception as error:
-            place = error.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else ""
-            # never its text: that may be the client's
-            self._core.log.error(
-                "request failed by a fault of the gateway",
-                request_id=self._request_id,
-                error=type(error).__name__,
-                where=where,
-            )
-            await self._fail(BaleenError("internal error of the gateway; its log has more"), shape)
+            await self.fail(error, None, self.connection)
 
-    def note(self, name: str) -> None:
-        """Write the line of the log for this request."""
-        self._core.log.info(
-            "request",
-            request_id=self._request_id,
-            endpoint=name,
-            status=499 if self.gone else self.status,
-            outcome="cancelled" if self.gone else self._outcome,
-            prompt_tokens=self._usage.prompt,
-            cached_tokens=self._usage.cached,
-            completion_tokens=self._usage.completion,
-            seconds=self._core.clock.now() - self._began,
+    def end(self) -> None:
+        """Count and note it, unless its answer is made apart."""
+        if not self._is_apart:
+            self._close(left=self.gone)
+
+    async def _answer_here(self, asks: Sequence[Ask], shape: Shape) -> None:
+        sign, head = (b": keep-alive\n\n", self.stream_headers) if self._streams else (b"\n", self._whole_headers)
+        alive = asyncio.create_task(self.connection.keep_alive(sign, head, every_s=self.core.http.keep_alive_s))
+        try:
+            await self._answer(asks, shape, self.connection)
+        finally:
+            alive.cancel()
+
+    async def _answer_apart(self, asks: Sequence[Ask], shape: Shape) -> None:
+        streams = self.core.streams
+        stream = streams.open(self.owner, self.endpoint)
+        self._is_apart = True
+
+        async def work() -> None:
+            is_lost = False
+            try:
+                await self._answer(asks, shape, stream)
+            except asyncio.CancelledError:
+                is_lost = True
+                raise
+            finally:
+                self._close(left=is_lost)
+
+        streams.begin(stream, asyncio.create_task(work()))
+        await stream.deliver(
+            self.connection, after=0, head=self.stream_headers, keep_alive_s=self.core.http.keep_alive_s
         )
 
-    @contextlib.asynccontextmanager
-    async def _watched(self, receive: Receive, task: asyncio.Task[Any]) -> AsyncIterator[None]:
-        """For the block: the task is cancelled once its client has gone or takes nothing any more."""
-
-        def leave(count: str) -> None:
-            if not self.gone:
-                self.gone = True
-                setattr(self._core.meters, count, getattr(self._core.meters, count) + 1)
-                task.cancel()
-
-        watchers = [
-            asyncio.create_task(self._connection.watch(receive, lambda: leave("disconnects"))),
-            asyncio.create_task(self._connection.watch_stall(self._core.http.stall_s, lambda: leave("stalls"))),
-        ]
+    async def _answer(self, asks: Sequence[Ask], shape: Shape, sink: Sink | Stream) -> None:
         try:
-            yield
-        finally:
-            for watcher in watchers:
-                watcher.cancel()
+            await self._run(asks, shape, sink)
+        except Exception as error:
+            await self.fail(error, shape if self._streams else None, sink)
 
-    async def _run(self, asks: Sequence[Ask], shape: Shape) -> None:
-        core, caller = self._core, self._caller
+    async def _run(self, asks: Sequence[Ask], shape: Shape, sink: Sink) -> None:
+        core, caller = self.core, self.caller
         charge = await caller.open(
-            request_id=self._request_id,
+            request_id=self.request_id,
             model=asks[0].model,
             served_as=core.names.served,
             prompt_tokens=sum(len(ask.prompt) for ask in asks),
             output_tokens=sum(ask.sampling.max_tokens * ask.sampling.n for ask in asks),
         )
         running: Batch | None = None
-        headers = [*(EVENT_STREAM if self._streams else _JSON), *self._headers]
-        alive = asyncio.create_task(
-            self._connection.keep_alive(
-                b": keep-alive\n\n" if self._streams else b"\n", headers, every_s=core.http.keep_alive_s
-            )
-        )
         try:
             running = await start_batch(
                 core.engine,
                 [replace(ask, priority=caller.capped(ask.priority)) for ask in asks],
-                request_id=self._request_id,
+                request_id=self.request_id,
                 tenant=caller.tenant,
                 traceparent=self._traceparent,
             )
             await running.admitted()
             self.status = 200
             if self._streams:
-                await self._stream(running, shape, headers)
+                await self._stream(running, shape, sink)
             else:
-                await self._whole(running, shape, headers)
+                await self._whole(running, shape, sink)
             self._outcome = "finished"
         except asyncio.CancelledError:
             self._outcome = "cancelled"
             raise
         finally:
-            alive.cancel()
             if running is not None:
                 running.close()
                 self._usage = running.usage
             self._settle(charge)
 
-    async def _stream(self, running: Batch, shape: Shape, headers: Headers) -> None:
-        connection = self._connection
-        await connection.start(200, headers)
+    async def _stream(self, running: Batch, shape: Shape, sink: Sink) -> None:
+        await sink.start(200, self.stream_headers())
         if first := shape.start():
-            await connection.write(b"".join(first))
+            await sink.events(first)
         async for piece in running.pieces():
             if frames := shape.take(piece):
-                await connection.write(b"".join(frames))
-        await connection.write(b"".join(shape.end(running.usage)), last=True)
+                await sink.events(frames)
+        await sink.events(shape.end(running.usage), last=True)
 
-    async def _whole(self, running: Batch, shape: Shape, headers: Headers) -> None:
+    async def _whole(self, running: Batch, shape: Shape, sink: Sink) -> None:
         async for piece in running.pieces():
             shape.take(piece)
         body = json.dumps(shape.whole(running.usage), ensure_ascii=False).encode("utf-8", "replace")
-        if not self._connection.started:
-            headers = [*headers, (b"content-length", str(len(body)).encode())]
-        await self._connection.start(200, headers)
-        await self._connection.write(body, last=True)
+        length = [] if sink.started else [(b"content-length", str(len(body)).encode())]
+        await sink.start(200, [*self._whole_headers(), *length])
+        await sink.write(body, last=True)
 
-    async def _fail(self, error: BaleenError, shape: Shape | None) -> None:
-        self.status = status_of(error)
-        if not self._connection.started:
-            headers, body = refusal(self.status, error, dialect_of(self._scope["path"]), request_id=self._request_id)
-            await self._connection.start(self.status, [*headers, *self._headers])
-        elif shape is not None and self._streams:
-            body = b"".join(shape.fail(self.status, error))
-        else:
-            _, body = refusal(self.status, error, dialect_of(self._scope["path"]), request_id=self._request_id)
-        await self._connection.write(body, last=True)
+    def _whole_headers(self) -> Headers:
+        return [*_JSON, *self.headers()]
 
     def _settle(self, charge: Charge) -> None:
         used = self._usage
@@ -228,23 +244,25 @@ class _One:
             self._outcome,
         )
 
-    @property
-    def _caller(self) -> Caller:
-        caller: Caller = self._scope[CALLER]
-        return caller
-
-    @property
-    def _headers(self) -> Headers:
-        taken_ms = round((self._core.clock.now() - self._began) * 1000)
-        return [
-            (b"x-request-id", self._request_id.encode()),
-            (b"openai-processing-ms", str(taken_ms).encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
+    def _close(self, *, left: bool) -> None:
+        """Count it, and write its line of the log. left: its client went before the end."""
+        self.core.meters.active -= 1
+        self.count(self.endpoint, left=left)
+        self.core.log.info(
+            "request",
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            status=499 if left else self.status,
+            outcome="cancelled" if left else self._outcome,
+            prompt_tokens=self._usage.prompt,
+            cached_tokens=self._usage.cached,
+            completion_tokens=self._usage.completion,
+            seconds=self.core.clock.now() - self.began,
+        )
 
     @property
     def _traceparent(self) -> str:
-        for name, value in self._scope["headers"]:
+        for name, value in self.scope["headers"]:
             if name == b"traceparent":
                 text: str = value.decode("latin-1")
                 return text if trace_id_of(text) else ""

@@ -20,6 +20,7 @@ from router.gateway.core import Core, HttpLimits
 from router.gateway.engine import Engine
 from router.gateway.http_server import HttpServer
 from router.gateway.models import ModelNames
+from router.gateway.streams import Streams
 
 
 class Gateway:
@@ -50,6 +51,7 @@ class Gateway:
                 max_active=settings.max_active,
                 keep_alive_s=settings.keep_alive_s,
             ),
+            streams=Streams(keep_s=settings.resume_s, max_bytes=settings.resume_mib << 20),
         )
         mode = settings.keys.mode
         self._check_keys = mode == "required" or (mode == "auto" and not is_loopback(config.host))
@@ -84,6 +86,7 @@ class Gateway:
     async def stop(self) -> None:
         """Take no new requests, let the running ones end, and leave."""
         await self._http.stop()
+        await self._core.streams.close()
         await self._core.engine.close()
         for _, channel in self._core.routers:
             await channel.close(None)

@@ -15,4 +15,7 @@ def samples(core: Core) -> Iterator[Sample]:
     yield "gateway_active_requests", (), meters.active
     yield "gateway_departures_total", ("disconnected",), meters.disconnects
     yield "gateway_departures_total", ("stalled",), meters.stalls
+    yield "gateway_resumable_requests", (), core.streams.num_streams
+    yield "gateway_resumable_bytes", (), core.streams.num_bytes
+    yield "gateway_resumed_total", (), core.streams.num_resumed
     yield from core.accounts.samples()

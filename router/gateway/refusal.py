@@ -66,7 +66,11 @@ class WrongMedia(BaleenError):
 
 
 class WrongMethod(BaleenError):
-    """A path that knows other methods."""
+    """A path that knows other methods, of which `allowed` are some."""
+
+    def __init__(self, message: str, *, allowed: str = "") -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 _STATUS: dict[type[BaleenError], int] = {
@@ -117,6 +121,8 @@ def refusal(
         shown = {"type": "error", **shown, "request_id": request_id}
     body = json.dumps(shown).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if isinstance(error, WrongMethod) and error.allowed:
+        headers.append((b"allow", error.allowed.encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.retry_after_s is not None:

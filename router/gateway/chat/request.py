@@ -62,6 +62,7 @@ FIELDS = (
     Field(name="priority", kind="integer", low=-100, high=100, effect="Higher goes first."),
     Field(name="continue_final_message", kind="boolean", effect="As prefix in the last message."),
     Field(name="return_token_ids", kind="boolean", effect="Ids of prompt and answer in the answer."),
+    Field(name="resumable", kind="boolean", effect="A stream that is cut can be gone on with: see Streams."),
 )
 """Fields of POST /v1/chat/completions; others are ignored."""
 

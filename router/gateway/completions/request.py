@@ -24,6 +24,7 @@ _SAME = (
     *("model", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "seed", "n"),
     *("stream", "stream_options", "cache_salt", "user_id", "priority", "return_token_ids"),
+    "resumable",
 )
 FIELDS = (
     Field(

@@ -26,6 +26,7 @@ FIELDS = (
     *COUNTED_FIELDS,
     Field(name="max_tokens", kind="integer", required=True, low=1, effect="Most tokens to generate."),
     Field(name="stream", kind="boolean", effect="Events as the answer comes."),
+    Field(name="resumable", kind="boolean", effect="A stream that is cut can be gone on with: see Streams."),
     Field(name="temperature", kind="number", low=0, high=2, effect="0 always takes the likeliest token."),
     Field(name="top_p", kind="number", low=0, above_low=True, high=1, effect="Share of probability to sample from."),
     Field(name="top_k", kind="integer", low=0, effect="Number of tokens to sample from, 0 for all."),

@@ -21,6 +21,7 @@ FIELDS = (
     Field(name="presence_penalty", kind="number", low=-2, high=2, effect="Against tokens that were generated."),
     Field(name="frequency_penalty", kind="number", low=-2, high=2, effect="The same, for each time."),
     Field(name="stream", kind="boolean", effect="Events as the answer comes."),
+    Field(name="resumable", kind="boolean", effect="A stream that is cut can be gone on with: see Streams."),
     Field(name="stream_options", kind="object", longest=8, effect="Accepted: there is no obfuscation to switch."),
     Field(name="tools", kind="array", longest=128, effect="Functions that the model may call."),
     Field(name="tool_choice", kind="string or object", longest=64, effect="none, auto, required, or which function."),

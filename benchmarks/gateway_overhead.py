@@ -1,0 +1,325 @@
+"""What the gateway costs beside calling its router directly, in one run, and whether it holds many streams in flat
+memory: prints one JSON object.
+
+usage: python -m benchmarks.gateway_overhead [--requests 400] [--tokens 128] [--concurrency 16] [--gap-ms 20]
+           [--rounds 3] [--held 1000] [--held-s 60] [--resumable]
+
+The router here is a server that was given its answers beforehand and sends a token every --gap-ms to each stream, one
+in a message, as a router with busy ranks does. `gateway` is a whole gateway (uvloop, keys, ledger) in a process of its
+own, called over HTTP; `direct` is a process that makes the same calls of that router by gRPC itself. CPU is that of
+the gateway's or the caller's process alone, user and system: per token by the difference between requests of 1 token
+and of --tokens, per request what is left. Rounds of both take turns.
+
+held: so many streams at the same time, each with a token a second; resident memory of the gateway over that time, once
+all of them have begun. --resumable: the streams are such that a client may come back to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvloop
+
+from baleen.accounts_config import KeysConfig, PriceConfig
+from baleen.gateway_config import GatewayConfig
+from baleen.telemetry import Log
+from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from baleen.wire.channel import SERVER_OPTIONS, open_channel
+from router.gateway.config import GatewayProcessConfig
+from router.gateway.main import Gateway
+from tests.support.gateway_server import add_key
+from tests.support.tiny_tokenizer import tiny_tokenizer
+
+PRICES = (PriceConfig(model="baleen", input_hit="0.028", input_miss="0.28", output="0.42"),)
+PROMPT = "the thing " * 40
+TEXT = "the thing "
+DEADLINE_S = 600.0
+
+Round = Callable[[int, int, int], Awaitable[None]]
+"""Makes so many requests, so many at a time, of so many tokens."""
+
+
+def router_process(pipe: Connection) -> None:
+    """A server with its answers ready, until the pipe says something. A gap in a request's user text: `gap=0.5`."""
+    token_ids = json.loads(pipe.recv())
+    delta = inference_pb2.Delta(text=TEXT, token_ids=token_ids)
+    admitted = inference_pb2.GenerateResponse(admitted=inference_pb2.Admitted(request_id="x")).SerializeToString()
+    token = inference_pb2.GenerateResponse(delta=delta).SerializeToString()
+    usage = common_pb2.Usage(prompt_tokens=1, cached_tokens=0)
+    first = inference_pb2.GenerateResponse(
+        delta=inference_pb2.Delta(text=TEXT, token_ids=token_ids, usage=usage)
+    ).SerializeToString()
+    last = inference_pb2.GenerateResponse(
+        delta=inference_pb2.Delta(finish_reason=common_pb2.FINISH_REASON_LENGTH, usage=usage)
+    ).SerializeToString()
+    model = inference_pb2.Model(id="baleen", max_context=1 << 20, vocab_size=300, has_tokenizer=True, fingerprint="f")
+    models = inference_pb2.ListModelsResponse(models=[model]).SerializeToString()
+
+    async def generate(raw: bytes, context: Any) -> None:
+        request = inference_pb2.GenerateRequest.FromString(raw)
+        gap_s = request.sampling.top_k / 1e3
+        await context.write(admitted)
+        for place in range(request.sampling.max_tokens):
+            await context.write(token if place else first)
+            if gap_s:
+                await asyncio.sleep(gap_s)
+        await context.write(last)
+
+    async def list_models(raw: bytes, context: Any) -> bytes:
+        return models
+
+    async def serve() -> None:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        handlers = {
+            "Generate": grpc.unary_stream_rpc_method_handler(generate),
+            "ListModels": grpc.unary_unary_rpc_method_handler(list_models),
+        }
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("baleen.v1.InferenceService", handlers)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        pipe.send(f"127.0.0.1:{port}")
+        await asyncio.to_thread(pipe.recv)
+        await server.stop(0.0)
+
+    uvloop.run(serve())
+
+
+async def _answer(pipe: Connection, do: Callable[[Any], Awaitable[Any]] | None = None) -> None:
+    """Tell CPU seconds when asked, do what is asked, until told to end."""
+    while (asked := await asyncio.to_thread(pipe.recv)) != "end":
+        pipe.send(time.process_time() if asked == "cpu" else await do(asked) if do is not None else None)
+
+
+def gateway_process(pipe: Connection, folder: str, router: str) -> None:
+    """A gateway with keys and a ledger, as `baleen up` runs it."""
+
+    async def serve() -> None:
+        config = GatewayProcessConfig(
+            listen="127.0.0.1:0",
+            routers=(router,),
+            model=folder,
+            model_name="baleen",
+            accounts=f"{folder}/accounts.db",
+            settings=GatewayConfig(keys=KeysConfig(mode="required"), prices=PRICES),
+            drain_timeout_s=1.0,
+        )
+        gateway = Gateway(config, log=Log("info", write=lambda line: None))
+        pipe.send(await gateway.start())
+        await _answer(pipe)
+        await gateway.stop()
+
+    uvloop.run(serve())
+
+
+def direct_process(pipe: Connection, router: str, prompt: list[int]) -> None:
+    """A caller of the router: what is asked is (requests, concurrency, tokens, gap)."""
+
+    async def serve() -> None:
+        channel = open_channel(router)
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+
+        async def once(tokens: int, gap_ms: int) -> None:
+            sampling = common_pb2.SamplingParams(max_tokens=tokens, top_k=gap_ms)
+            request = inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=prompt), sampling=sampling)
+            text = []
+            async for message in stub.Generate(request, timeout=DEADLINE_S):
+                text.append(message.delta.text)
+
+        async def do(asked: Any) -> None:
+            requests, concurrency, tokens, gap_ms = asked
+            await at_once(lambda: once(tokens, gap_ms), requests, concurrency)
+
+        pipe.send("ready")
+        await _answer(pipe, do)
+        await channel.close(None)
+
+    uvloop.run(serve())
+
+
+async def at_once(once: Callable[[], Awaitable[None]], requests: int, concurrency: int) -> None:
+    """Run `requests` of them, `concurrency` at a time."""
+    numbers = iter(range(requests))
+
+    async def worker() -> None:
+        for _ in numbers:
+            await once()
+
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+
+
+class Http:
+    """Streams chats from the gateway, on a connection for each worker."""
+
+    def __init__(self, address: str, key: str, *, resumable: bool) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._key = key
+        self._resumable = resumable
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    def _request(self, tokens: int, gap_ms: int) -> bytes:
+        body = {
+            "model": "baleen",
+            "messages": [{"role": "user", "content": PROMPT}],
+            "stream": True,
+            "max_tokens": tokens,
+            "top_k": gap_ms,
+            **({"resumable": True} if self._resumable else {}),
+        }
+        raw = json.dumps(body).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self._key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+        )
+        return head.encode() + raw
+
+    async def once(self, tokens: int, gap_ms: int, begun: Callable[[], None] = lambda: None) -> None:
+        """One stream to its end; begun: called at its first token."""
+        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
+        writer.write(self._request(tokens, gap_ms))
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"data: ")
+        begun()
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        self._idle.append((reader, writer))
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), 1)
+
+
+async def held(http: Http, pid: int, *, streams: int, seconds: int) -> dict[str, Any]:
+    """Hold so many streams; memory once a second."""
+    before = resident_mib(pid)
+    num_begun = 0
+    everybody = asyncio.Event()
+
+    def begun() -> None:
+        nonlocal num_begun
+        num_begun += 1
+        if num_begun == streams:
+            everybody.set()
+
+    start = time.perf_counter()
+    tasks = [asyncio.create_task(http.once(seconds + 20, 1000, begun)) for _ in range(streams)]
+    async with asyncio.timeout(60):
+        await everybody.wait()
+    all_begun_s = time.perf_counter() - start
+    samples = []
+    for _ in range(seconds):
+        samples.append(resident_mib(pid))
+        await asyncio.sleep(1.0)
+    unfinished = sum(not task.done() for task in tasks)
+    await asyncio.gather(*tasks)
+    await asyncio.sleep(1.0)
+    return {
+        "streams": streams,
+        "all_begun_s": round(all_begun_s, 1),
+        "still_running_at_the_end": unfinished,
+        "resident_mib_before": before,
+        "resident_mib_by_tenths_of_the_time": samples[:: max(1, len(samples) // 10)],
+        "resident_mib_last": samples[-1],
+        "resident_mib_after": resident_mib(pid),
+    }
+
+
+async def measure(options: argparse.Namespace, http: Http, gateway: Connection, direct: Connection, pid: int) -> Any:
+    """All cells."""
+
+    async def ask(pipe: Connection, what: Any) -> Any:
+        pipe.send(what)
+        return await asyncio.to_thread(pipe.recv)
+
+    async def through_gateway(requests: int, concurrency: int, tokens: int) -> None:
+        await at_once(lambda: http.once(tokens, options.gap_ms), requests, concurrency)
+
+    async def directly(requests: int, concurrency: int, tokens: int) -> None:
+        await ask(direct, (requests, concurrency, tokens, options.gap_ms))
+
+    ways: dict[str, tuple[Connection, Round]] = {"gateway": (gateway, through_gateway), "direct": (direct, directly)}
+    for _, way in ways.values():
+        await way(2 * options.concurrency, options.concurrency, 4)
+    used: dict[str, dict[int, list[float]]] = {name: {1: [], options.tokens: []} for name in ways}
+    for _ in range(options.rounds):
+        for tokens in (1, options.tokens):
+            for name, (pipe, way) in ways.items():
+                before = await ask(pipe, "cpu")
+                await way(options.requests, options.concurrency, tokens)
+                used[name][tokens].append(1e6 * (await ask(pipe, "cpu") - before) / options.requests)
+    cells: dict[str, Any] = {}
+    for name in ways:
+        short, long = (statistics.median(used[name][tokens]) for tokens in (1, options.tokens))
+        per_token = (long - short) / (options.tokens - 1)
+        cells[name] = {
+            "cpu_us_per_request": round(short - per_token, 1),
+            "cpu_us_per_token": round(per_token, 2),
+            "rounds_us_per_token": [
+                round((many - one) / (options.tokens - 1), 2)
+                for one, many in zip(used[name][1], used[name][options.tokens], strict=True)
+            ],
+        }
+    if options.held:
+        cells["held"] = await held(http, pid, streams=options.held, seconds=options.held_s)
+    return cells
+
+
+def main() -> None:
+    """Start the processes, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--gap-ms", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--held", type=int, default=1000)
+    parser.add_argument("--held-s", type=int, default=60)
+    parser.add_argument("--resumable", action="store_true")
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = tiny_tokenizer()
+        tokenizer.save(f"{folder}/tokenizer.json")
+        key = add_key(Path(folder) / "accounts.db", balance=10**15)
+        pipes, processes = [], []
+
+        def start(target: Callable[..., None], *args: Any) -> Connection:
+            here, there = context.Pipe()
+            process = context.Process(target=target, args=(there, *args), daemon=True)
+            process.start()
+            pipes.append(here)
+            processes.append(process)
+            return here
+
+        router = start(router_process)
+        router.send(json.dumps(tokenizer.encode("the").ids[:1]))
+        router_address = router.recv()
+        gateway = start(gateway_process, folder, router_address)
+        http = Http(gateway.recv(), key, resumable=options.resumable)
+        direct = start(direct_process, router_address, tokenizer.encode(PROMPT).ids)
+        direct.recv()
+        cells = uvloop.run(measure(options, http, gateway, direct, processes[1].pid or 0))
+        for pipe, process in zip(reversed(pipes), reversed(processes), strict=True):
+            pipe.send("end")
+            process.join(10)
+    shape = {"requests": options.requests, "tokens": options.tokens, "concurrency": options.concurrency}
+    shape |= {"gap_ms": options.gap_ms, "resumable": options.resumable}
+    print(json.dumps({**shape, "cpus": os.cpu_count(), "load_average": os.getloadavg()[0], **cells}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
