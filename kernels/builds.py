@@ -11,6 +11,21 @@ from typing import Any
 
 ALIGNMENT = 16
 
+_TYPES = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8e4nv",
+    "uint8": "u8",
+    "int32": "i32",
+    "int64": "i64",
+    "float64": "fp64",
+}
+
+
+def type_name(tensor: Any) -> str:
+    """Triton's name of a torch tensor's dtype. Raises KeyError for one that no kernel takes."""
+    return _TYPES[str(tensor.dtype).removeprefix("torch.")]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Build:
@@ -18,7 +33,8 @@ class Build:
 
     types: Triton's type of each argument that is neither a constant nor an int32 number: "*bf16", "*fp8e4nv", "*u8",
     "*fp32", "*i32", "*i64", "i64", "fp32". divisible: integer arguments (strides) that are multiples of 16 in every
-    call; pointers always are. tensor_cores: the kernel must use wgmma on sm_90.
+    call; pointers always are. tensor_cores: the kernel must use wgmma on sm_90. fusion:
+    whether a product and a sum may be rounded as one; not where bits must be those of another machine.
     """
 
     kernel: Any
@@ -28,6 +44,7 @@ class Build:
     num_warps: int = 4
     num_stages: int = 3
     tensor_cores: bool = False
+    fusion: bool = True
     _aligned: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +68,7 @@ class Build:
 
     def options(self) -> dict[str, Any]:
         """Options of the compiler. Fusion of multiply and add is stated, so that no upgrade changes bits."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fusion}
 
     def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Run the kernel over `grid` (one to three numbers; nothing runs when one is 0) with its other arguments.

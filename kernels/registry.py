@@ -71,6 +71,36 @@ OPERATIONS: tuple[Operation, ...] = (
         reference="kernels.quant.product_reference:expand_values",
         bench="kernels.bench.quant:expand_cases",
     ),
+    Operation(
+        name="rms_norm",
+        launcher="kernels.norm.rms:rms_norm",
+        reference="kernels.norm.reference:add_rms_norm",
+        bench="kernels.bench.rows:norm",
+    ),
+    Operation(
+        name="write_cache",
+        launcher="kernels.cache.write:write_cache",
+        reference="kernels.cache.reference:write_cache",
+        bench="kernels.bench.rows:cache_write",
+    ),
+    Operation(
+        name="prepare_queries",
+        launcher="kernels.cache.queries:prepare_queries",
+        reference="kernels.cache.reference:prepare_queries",
+        bench="kernels.bench.rows:queries",
+    ),
+    Operation(
+        name="sample_tokens",
+        launcher="kernels.sampling.sample:sample_tokens",
+        reference="kernels.sampling.reference:sample_tokens",
+        bench="kernels.bench.sampling:sample",
+    ),
+    Operation(
+        name="adjust",
+        launcher="kernels.sampling.adjust:adjust_",
+        reference="kernels.sampling.reference:adjust_",
+        bench="kernels.bench.sampling:adjust",
+    ),
 )
 
 

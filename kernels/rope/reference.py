@@ -69,3 +69,9 @@ def rotate_half_split(x_THR: torch.Tensor, rotations_TP: torch.Tensor) -> torch.
     real_THP, imaginary_THP = x_THR.float().chunk(2, dim=-1)
     turned_THP = torch.complex(real_THP, imaginary_THP) * rotations_TP[:, None, :]
     return torch.cat((turned_THP.real, turned_THP.imag), dim=-1).to(x_THR.dtype)
+
+
+def rotate_first(x_THX: torch.Tensor, rotations_TP: torch.Tensor) -> torch.Tensor:
+    """Rotate the FIRST 2 * P of X numbers in half-split pairs, as the indexer does: [T, H, X]."""
+    width = 2 * rotations_TP.shape[1]
+    return torch.cat((rotate_half_split(x_THX[..., :width], rotations_TP), x_THX[..., width:]), dim=-1)

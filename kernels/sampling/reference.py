@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.sampling.noise import NOISE_MAX, NOISE_MIN, gumbel_noise
+from kernels.sampling.noise import NOISE_MAX, NOISE_MIN, gumbel_noise, row_keys
+from kernels.sampling.rows import Adjustments, Draws
 
 MASS_STEP = 2.0**-35
 MAX_VOCAB = 2**18
@@ -154,3 +155,35 @@ def _within_nucleus(x_NC: Tensor, y_NC: Tensor, score_NC: Tensor, winner_N: Tens
 def log_probabilities(x_NV: Tensor, ids_NK: Tensor) -> Tensor:
     """Natural log-probabilities [N, K] float32 of tokens ids_NK (int64) under softmax(x_NV), computed in float64."""
     return torch.log_softmax(x_NV, dim=-1, dtype=torch.float64).gather(1, ids_NK).float()
+
+
+def adjust_(x_NV: Tensor, adjustments: Adjustments) -> None:
+    """Change logits in place, row by row: penalties, then bias, then what is forbidden or masked."""
+    a = adjustments
+    for number, row in enumerate(a.rows.tolist()):
+        seen, bias, forbidden = (
+            slice(*start[number : number + 2].tolist()) for start in (a.seen_start, a.bias_start, a.forbidden_start)
+        )
+        strengths = (float(values[number]) for values in (a.repetition, a.presence, a.frequency))
+        penalise_(x_NV[row], a.seen_ids[seen].long(), a.seen_counts[seen], *strengths)
+        x_NV[row].index_add_(0, a.bias_ids[bias].long(), a.bias_values[bias])
+        x_NV[row].index_fill_(0, a.forbidden_ids[forbidden].long(), _NEVER)
+        mask = int(a.mask_rows[number])
+        if mask >= 0:
+            x_NV[row].masked_fill_(~allowed_tokens(a.masks[mask], x_NV.shape[1]), _NEVER)
+
+
+def sample_tokens(x_NV: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Choose one token a row: (ids [N] int64, largest logits [N]); where those are not finite an id means nothing."""
+    tokens_N, largest_N = greedy(x_NV), x_NV.amax(-1)
+    for n in range(x_NV.shape[0]):
+        x_1V, row = x_NV[n : n + 1], slice(n, n + 1)
+        if float(draws.temperature[n]) == 0 or not bool(largest_N[n].isfinite()):
+            continue
+        ids_1C = torch.arange(x_NV.shape[1], device=x_NV.device)[None]
+        if top_k := int(draws.top_k[n]):
+            x_1V, ids_1C = restrict_to_top_k(x_1V, [top_k])
+        filters = draws.temperature[row], draws.top_p[row], draws.log_min_p[row]
+        keys_12 = row_keys(draws.seeds[row].clone(), draws.positions[row])
+        tokens_N[n] = choose(x_1V, ids_1C, keys_12, *filters)[0]
+    return tokens_N, largest_N
