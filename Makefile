@@ -52,6 +52,7 @@ bench: setup ## measure the engine, the prefix index and the policies; results a
 proto: setup ## generate baleen/v1 from proto/baleen/v1
 	$(BIN)/python proto/generate.py
 
-docs: setup ## write docs/metrics.md and docs/api.md from the tables of metrics and of request fields
+docs: setup ## write docs/metrics.md, docs/api.md and docs/errors from the tables of metrics, request fields and pages
 	$(BIN)/python -m baleen.metrics_page docs/metrics.md
 	$(BIN)/python -m router.gateway.api_page docs/api.md
+	$(BIN)/python -m router.gateway.error_pages docs/errors

@@ -2,6 +2,7 @@
 
 BaleenError
   x InvalidRequest        a request's field is wrong: value and limit in the message
+    x ContextExceeded     prompt and answer together are longer than the model's context
   x CapacityError         the request can never fit
     x QueueFull           no room now: try again later, or elsewhere
   x AlreadyRunning        a request of that id runs already
@@ -36,6 +37,14 @@ class InvalidRequest(BaleenError):
     def __init__(self, message: str, *, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+    def renamed(self, field: str) -> InvalidRequest:
+        """The same error of a field that has another name."""
+        return type(self)(str(self), field=field)
+
+
+class ContextExceeded(InvalidRequest):
+    """Prompt and answer together are longer than the model's context."""
 
 
 class CapacityError(BaleenError):

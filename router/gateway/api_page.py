@@ -38,7 +38,12 @@ TABLES: tuple[tuple[str, str, tuple[Field, ...]], ...] = (
         COMPLETIONS,
     ),
     ("POST /v1/responses", "Also without `/v1`. Nothing is stored.", RESPONSES),
-    ("POST /v1/messages", "Also under `/anthropic` and `/anthropic/v1`; errors have Anthropic's form.", MESSAGES),
+    (
+        "POST /v1/messages",
+        "Also under `/anthropic` and `/anthropic/v1`, where any other name of a model is `deepseek-chat`. Errors have "
+        "Anthropic's form.",
+        MESSAGES,
+    ),
     ("POST /v1/messages/count_tokens", "Beside the one above.", COUNTED_FIELDS),
     ("POST /tokenize", "Also under `/v1`.", TOKENIZE_FIELDS),
     ("POST /detokenize", "Also under `/v1`.", DETOKENIZE_FIELDS),
@@ -65,7 +70,8 @@ It thinks by default under {_names(name for name, thinks in ALIASES.items() if t
 ## Errors
 
 `{{"error": {{"message", "type", "param", "code"}}}}`, and on Anthropic's paths
-`{{"type": "error", "error": {{"type", "message"}}}}`.
+`{{"type": "error", "error": {{"type", "message"}}}}`. The likeliest have pages, docs/errors, which a gateway serves as
+`/errors/NAME`: `error.doc` and the header `link` lead there.
 
 | status | when | again? |
 | --- | --- | --- |

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from baleen.errors import BaleenError, UnknownName
+from baleen.errors import BaleenError
 from router.gateway import endpoints
 from router.gateway.auth import PUBLIC, Application, Authentication
 from router.gateway.chat.reader import read_chat
@@ -20,16 +20,16 @@ from router.gateway.core import Core
 from router.gateway.dialect import Reader
 from router.gateway.endpoints import Handler
 from router.gateway.exchange import Exchange
-from router.gateway.messages.reader import read_message
+from router.gateway.messages.reader import read_message, read_message_to_any
 from router.gateway.operator_routes import operator_routes
 from router.gateway.pages import PATHS, page_routes
-from router.gateway.refusal import WrongMethod, dialect_of, refusal, status_of
+from router.gateway.refusal import UnknownPath, WrongMethod, dialect_of, refusal, status_of
 from router.gateway.responses.reader import read_response
 
 _BASES = ("/v1", "", "/beta", "/beta/v1")
 """Where the endpoints of OpenAI's and DeepSeek's APIs stand."""
 
-_ANTHROPIC_BASES = ("/v1", "/anthropic/v1", "/anthropic")
+_DEEPSEEK_ANTHROPIC_BASES = ("/anthropic/v1", "/anthropic")
 
 
 def routes(core: Core) -> list[BaseRoute]:
@@ -48,8 +48,9 @@ def routes(core: Core) -> list[BaseRoute]:
     exchange("chat", read_chat, "/chat/completions", _BASES)
     exchange("completions", read_text, "/completions", _BASES)
     exchange("responses", read_response, "/responses", ("/v1", ""))
-    exchange("messages", read_message, "/messages", _ANTHROPIC_BASES)
-    add("POST", endpoints.count_tokens, "/messages/count_tokens", _ANTHROPIC_BASES)
+    exchange("messages", read_message, "/messages", ("/v1",))
+    exchange("messages", read_message_to_any, "/messages", _DEEPSEEK_ANTHROPIC_BASES)
+    add("POST", endpoints.count_tokens, "/messages/count_tokens", ("/v1", *_DEEPSEEK_ANTHROPIC_BASES))
     add("POST", endpoints.tokenize, "/tokenize", ("/v1", ""))
     add("POST", endpoints.detokenize, "/detokenize", ("/v1", ""))
     add("GET", endpoints.tokenizer_info, "/tokenizer_info", ("/v1", ""))
@@ -90,7 +91,7 @@ def _not_there(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, method = request.scope["path"][:200], request.scope["method"][:20]
     if error.status_code != 405:
-        return _refused(request, UnknownName(f"Unknown request URL: {method} {path}. Please check the URL for typos."))
+        return _refused(request, UnknownPath(f"Unknown request URL: {method} {path}. Please check the URL for typos."))
     response = _refused(request, WrongMethod(f"{method} is not a method of {path}"))
     response.headers.update(error.headers or {})
     return response

@@ -168,4 +168,6 @@ async def count_tokens(core: Core, request: Request) -> Response:
     """Tokens of a message, in Anthropic's dialect."""
     await core.prepare()
     body = await read_object(request.scope, request.receive, max_bytes=core.http.max_body_bytes)
+    if request.scope["path"].startswith("/anthropic/"):
+        body = dict(message_reader.known_model(body, core))
     return JSONResponse(await message_reader.count_tokens(body, core))

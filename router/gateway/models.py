@@ -34,6 +34,10 @@ class ModelNames:
         self.models = [ServedModel(name, thinks) for name, thinks in named.items()]
         self._by_name = {model.name.lower(): model for model in self.models}
 
+    def knows(self, name: str) -> bool:
+        """Whether it is one of them."""
+        return name.lower() in self._by_name
+
     def find(self, name: str) -> ServedModel:
         """The model of that name. Raises InvalidRequest with DeepSeek's words."""
         found = self._by_name.get(name.lower())

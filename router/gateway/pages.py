@@ -1,4 +1,4 @@
-"""The playground and the status page: files of this package, read once, under a policy that lets nothing else in.
+"""The playground, the status page and those on errors: read once, sent under a policy that lets nothing else in.
 
 The pages are open to everybody; what they show is asked for with the visitor's own key.
 """
@@ -12,6 +12,8 @@ from importlib.resources import files
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from router.gateway.error_pages import page_paths
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -27,7 +29,7 @@ _FILES = {
     },
 }
 
-PATHS = frozenset(_FILES)
+PATHS = frozenset(_FILES) | frozenset(page_paths())
 """Open to everybody, for GET and HEAD."""
 
 
@@ -39,7 +41,8 @@ class _Page:
 
 def page_routes() -> list[Route]:
     """A route for each file."""
-    pages = {path: _page(*named) for path, named in _FILES.items()}
+    pages = {path: _page(_file(name), kind) for path, (name, kind) in _FILES.items()}
+    pages |= {path: _page(text.encode(), "text/plain; charset=utf-8") for path, text in page_paths().items()}
 
     async def serve(request: Request) -> Response:
         page = pages[request.scope["path"]]
@@ -50,8 +53,11 @@ def page_routes() -> list[Route]:
     return [Route(path, serve, methods=["GET"], include_in_schema=False) for path in pages]
 
 
-def _page(name: str, content_type: str) -> _Page:
-    body = (files(__package__) / "static" / name).read_bytes()
+def _file(name: str) -> bytes:
+    return (files(__package__) / "static" / name).read_bytes()
+
+
+def _page(body: bytes, content_type: str) -> _Page:
     headers = {
         "content-type": content_type,
         "etag": f'"{hashlib.sha256(body).hexdigest()[:16]}"',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from baleen.errors import (
     AlreadyRunning,
     BaleenError,
     CapacityError,
+    ContextExceeded,
     DeadlineExceeded,
     DrainingError,
     EpochEnded,
@@ -19,7 +21,8 @@ from baleen.errors import (
     QueueFull,
     UnknownName,
 )
-from router.gateway.accounts.records import Allowance, Refused
+from router.gateway.accounts.records import Allowance, Reason, Refused
+from router.gateway.error_pages import PREFIX
 
 Dialect = Literal["openai", "anthropic"]
 Headers = list[tuple[bytes, bytes]]
@@ -73,6 +76,10 @@ class WrongMethod(BaleenError):
         self.allowed = allowed
 
 
+class UnknownPath(UnknownName):
+    """A path that leads nowhere."""
+
+
 _STATUS: dict[type[BaleenError], int] = {
     TooLarge: 413,
     WrongMedia: 415,
@@ -87,6 +94,28 @@ _STATUS: dict[type[BaleenError], int] = {
     EpochEnded: 503,
     DeadlineExceeded: 504,
 }
+
+
+_PAGES: dict[type[BaleenError], str] = {
+    ContextExceeded: "too-long",
+    CapacityError: "too-long",
+    QueueFull: "rate-limit",
+    UnknownPath: "unknown-path",
+    TooLarge: "wrong-field",
+    WrongMedia: "wrong-field",
+    NotReady: "not-ready",
+    DrainingError: "not-ready",
+    EpochEnded: "not-ready",
+}
+_PAGE_OF_REASON: dict[Reason, str] = {
+    "key": "api-key",
+    "expired": "api-key",
+    "balance": "balance",
+    "requests": "rate-limit",
+    "tokens": "rate-limit",
+    "concurrency": "rate-limit",
+}
+_TOOL_RESULTS = re.compile(r"messages\[[0-9]+\]\.(tool_calls|tool_call_id|reasoning_content)")
 
 
 def dialect_of(path: str) -> Dialect:
@@ -106,10 +135,23 @@ def error_object(error: BaleenError, status: int, dialect: Dialect) -> dict[str,
     if dialect == "anthropic":
         return {"type": _ANTHROPIC[status], "message": str(error)}
     kind, code = _OPENAI[status]
-    if isinstance(error, CapacityError) and status == 400:
+    if isinstance(error, (CapacityError, ContextExceeded)) and status == 400:
         code = "context_length_exceeded"
     field = error.field if isinstance(error, InvalidRequest) else None
-    return {"message": str(error), "type": kind, "param": field, "code": code}
+    shown: dict[str, Any] = {"message": str(error), "type": kind, "param": field, "code": code}
+    page = page_of(error)
+    return shown if page is None else shown | {"doc": PREFIX + page}
+
+
+def page_of(error: BaleenError) -> str | None:
+    """The name of the page that explains an error, if one does."""
+    if isinstance(error, Refused):
+        return _PAGE_OF_REASON.get(error.reason)
+    if isinstance(error, InvalidRequest) and not isinstance(error, ContextExceeded):
+        if error.field in ("model", "max_tokens"):
+            return {"model": "model-name", "max_tokens": "max-tokens"}[error.field]
+        return "tool-results" if _TOOL_RESULTS.fullmatch(error.field) else "wrong-field"
+    return next((_PAGES[kind] for kind in type(error).__mro__ if kind in _PAGES), None)
 
 
 def refusal(
@@ -121,6 +163,8 @@ def refusal(
         shown = {"type": "error", **shown, "request_id": request_id}
     body = json.dumps(shown).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if (page := page_of(error)) is not None:
+        headers.append((b"link", f'<{PREFIX}{page}>; rel="help"'.encode()))
     if isinstance(error, WrongMethod) and error.allowed:
         headers.append((b"allow", error.allowed.encode()))
     if status == 401:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+from baleen.text.tokenizer import Tokenizer
 from tests.support.gateway_server import scenario
 
 CHAT = {"model": "baleen", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
@@ -75,6 +76,79 @@ def test_templates_patterns_and_schemas_of_clients_do_no_harm(tmp_path):
         assert (await gateway.call("POST", "/v1/chat/completions", CHAT, key=key)).status == 200
 
     scenario(tmp_path, talk)
+
+
+def test_tensors_of_clients_are_never_read(tmp_path):
+    """CVE-2025-62164 and CVE-2025-62372 (vLLM: prompts as pickled tensors and of made-up shapes)."""
+    pickled = "gASVHAAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOUjAR0cnVllIWUUpQu"
+
+    async def talk(gateway):
+        key = gateway.add_key()
+        for extra in ({"prompt_embeds": pickled}, {"prompt_embeds": [[0.5] * 8] * 4}, {"input_embeds": pickled}):
+            # without a prompt there is none, and beside one it says nothing
+            body = {"model": "baleen", "max_tokens": 2, **extra}
+            refused = await gateway.call("POST", "/v1/completions", body, key=key)
+            assert (refused.status, refused.json()["error"]["param"]) == (400, "prompt")
+            reply = await gateway.call("POST", "/v1/completions", body | {"prompt": "Hello"}, key=key)
+            assert reply.status == 200
+            plain = await gateway.call(
+                "POST", "/v1/completions", {"model": "baleen", "max_tokens": 2, "prompt": "Hello"}, key=key
+            )
+            submits = gateway.ranks[0].submits
+            assert plain.status == 200 and submits[-1].token_ids == submits[-2].token_ids
+
+    scenario(tmp_path, talk)
+
+
+def test_a_text_is_tokenised_once_however_many_tags_it_has(tmp_path, monkeypatch):
+    """CVE-2025-46560 (vLLM: text was gone through anew for each of its placeholders)."""
+    seen = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: seen.append(len(text)) or encode(self, text))
+    tags = "<｜User｜></think><｜DSML｜<|audio_1|><image>" * 5000
+
+    async def talk(gateway):
+        key = gateway.add_key()
+        seen.clear()
+        body = CHAT | {"messages": [{"role": "user", "content": tags}]}
+        assert (await gateway.call("POST", "/v1/chat/completions", body, key=key)).status in (200, 400)
+        assert len(tags) <= sum(seen) < 1.1 * len(tags) and len(seen) == 1
+
+    scenario(tmp_path, talk)
+
+
+def test_only_http_1_is_spoken(tmp_path):
+    """CVE-2023-44487 and CVE-2025-8671 (streams of HTTP/2 that are reset): there are none; nor is there an upgrade."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+    upgrade = (
+        b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n"
+    )
+
+    async def talk(gateway):
+        answer = await gateway.raw(preface)
+        assert answer == b"" or answer.split()[1] == b"400"
+        assert b" 101 " not in (await gateway.raw(upgrade))
+
+    scenario(tmp_path, talk)
+
+
+def test_templates_of_a_checkpoint_are_not_run(tmp_path):
+    """CVE-2026-5760 (SGLang: a template of the model was code), CVE-2025-66448 (vLLM: so was auto_map)."""
+    model = tmp_path / "model"
+    model.mkdir()
+    trap = "{{ cycler.__init__.__globals__.os.system('touch ran') }}{% for x in range(10**9) %}{% endfor %}"
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": trap, "auto_map": {"AutoTokenizer": "x.y"}})
+    )
+    (model / "chat_template.jinja").write_text(trap)
+    (model / "x.py").write_text("raise SystemExit('code of a checkpoint ran')")
+
+    async def talk(gateway):
+        assert (await gateway.call("POST", "/v1/chat/completions", CHAT, key=gateway.add_key())).status == 200
+
+    scenario(tmp_path, talk)
+    assert not list(tmp_path.rglob("ran"))
 
 
 def test_nothing_is_fetched_for_a_client(tmp_path):

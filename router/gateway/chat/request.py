@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from baleen.errors import InvalidRequest
+from baleen.errors import ContextExceeded, InvalidRequest
 from baleen.sampling import MAX_SEED, SamplingParams
 from baleen.text.encoding_v32 import CALLS_BEGIN, DSML
 from router.gateway.ask import Ask
@@ -57,6 +57,7 @@ FIELDS = (
         choices=("none", "minimal", "low", "medium", "high", "xhigh", "max"),
         effect="none switches thinking off, all others on.",
     ),
+    Field(name="modalities", kind="array", longest=8, effect="Nothing but text."),
     Field(name="cache_salt", kind="string", longest=512, effect="Cached prefixes are shared under the same salt only."),
     Field(name="user_id", kind="string", longest=512, effect="The same, for one user."),
     Field(name="priority", kind="integer", low=-100, high=100, effect="Higher goes first."),
@@ -82,6 +83,8 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
     """The ask of a chat body. Raises InvalidRequest that names the field."""
     given = check(body, FIELDS)
     model = names.find(given["model"])
+    if any(kind != "text" for kind in given.get("modalities", ())):
+        raise InvalidRequest("modalities may only be text: the model writes nothing else", field="modalities")
     thinking = _thinks(given, default=model.thinks)
     messages = read_messages(given["messages"], thinking=thinking, missing=limits.missing_reasoning)
     tools = read_tools(given, thinking=thinking)
@@ -157,7 +160,7 @@ def read_sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, nu
         )
     if room < (wanted or 1):
         total = room + num_prompt
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"the prompt has {num_prompt} tokens and max_tokens is {wanted or 1}, the model's context is {total}",
             field="messages",
         )

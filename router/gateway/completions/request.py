@@ -122,7 +122,7 @@ def _ask(given: Json, token_ids: list[int], gateway: Gateway) -> Ask:
         sampling = read_sampling(wanted, False, gateway.limits, room, len(token_ids))
     except InvalidRequest as error:
         field = "prompt" if error.field == "messages" else error.field
-        raise InvalidRequest(str(error), field=field) from error
+        raise error.renamed(field) from error
     return Ask(
         model=given["model"],
         prompt=token_ids,

@@ -17,6 +17,9 @@ from router.gateway.refusal import error_object
 
 Json = dict[str, Any]
 
+OTHER_NAMES = "deepseek-chat"
+"""What an unknown name of a model means under /anthropic, as DeepSeek has it."""
+
 _OWN_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
 
 
@@ -61,6 +64,17 @@ async def read_message(body: Mapping[str, Any], gateway: Gateway) -> tuple[Ask, 
     return ask, MessageShape(MessageAnswer(ask.model, usage, new_id)), bool(chat.get("stream"))
 
 
+async def read_message_to_any(body: Mapping[str, Any], gateway: Gateway) -> tuple[Ask, MessageShape, bool]:
+    """As read_message, for the paths where DeepSeek takes names that it does not know for deepseek-chat."""
+    return await read_message(known_model(body, gateway), gateway)
+
+
+def known_model(body: Mapping[str, Any], gateway: Gateway) -> Mapping[str, Any]:
+    """The body, with a name that is none of the model's replaced by deepseek-chat."""
+    name = body.get("model")
+    return {**body, "model": OTHER_NAMES} if isinstance(name, str) and not gateway.names.knows(name) else body
+
+
 async def count_tokens(body: Mapping[str, Any], gateway: Gateway) -> Json:
     """Tokens of the prompt that a message would have. Raises InvalidRequest that names the field."""
     ask = await _ask(to_chat(body, COUNTED_FIELDS), gateway)
@@ -86,7 +100,7 @@ async def _ask(chat: Json, gateway: Gateway) -> Ask:
     try:
         return await read_ask(chat, gateway.engine, gateway.names, gateway.limits, max_context=gateway.max_context)
     except InvalidRequest as error:
-        raise InvalidRequest(str(error), field=_OWN_NAMES.get(error.field, error.field)) from error
+        raise error.renamed(_OWN_NAMES.get(error.field, error.field)) from error
 
 
 def _frames(events: list[Json]) -> list[bytes]:

@@ -78,7 +78,7 @@ def shown_usage(usage: TokenUsage) -> Json:
 def _renamed(error: InvalidRequest) -> InvalidRequest:
     """The same error, with the field's name in this dialect; messages of a chat come from the input."""
     field = "input" if error.field.startswith("messages") else _OWN_NAMES.get(error.field, error.field)
-    return InvalidRequest(str(error), field=field)
+    return error.renamed(field)
 
 
 def _frames(events: list[Json]) -> list[bytes]:

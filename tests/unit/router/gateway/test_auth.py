@@ -192,7 +192,7 @@ def test_bad_credentials_are_refused(bench):
 def test_errors_have_the_form_of_the_dialect(bench):
     async def talk(app):
         openai = await call(app, "/v1/who")
-        assert openai.json()["error"].keys() == {"message", "type", "param", "code"}
+        assert openai.json()["error"].keys() == {"message", "type", "param", "code", "doc"}
         assert openai.json()["error"]["type"] == "authentication_error"
         for path in ("/v1/messages", "/anthropic/v1/messages", "/v1/messages/count_tokens"):
             anthropic = (await call(app, path, method="POST")).json()
