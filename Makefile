@@ -2,9 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .cache/clients
+CLIENT_VENVS := suites langchain instructor litellm
+NODE_MODULES := examples/javascript/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian serve test test-gpu check bench format proto docs
+.PHONY: help setup debian clients serve test test-gpu check bench conformance format proto docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,10 +28,24 @@ debian: ## as root with apt: install Debian's redis-server and chromium, if miss
 	    apt-get -qq install -y --no-install-recommends $$package; } || \
 	  echo "$$package could not be installed: the tests that need it are skipped"; done
 
+clients: setup $(CLIENT_VENVS:%=$(CLIENTS)/%/.installed) $(NODE_MODULES)/.installed ## install clients and suites of others; without them some tests are skipped
+
+# environments of their own: what they need does not go together
+$(CLIENTS)/%/.installed: tests/clients/%.txt | $(INSTALLED)
+	@rm -rf $(@D) && $(PYTHON) -m venv --without-pip $(@D) && \
+	  $(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --no-compile --requirement $< && touch $@ || \
+	  echo "$< could not be installed: the tests that need it are skipped"
+
+$(NODE_MODULES)/.installed: examples/javascript/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  cd $(<D) && npm ci --silent --no-audit --no-fund && touch node_modules/.installed; else false; fi || \
+	  echo "$< could not be installed: the tests that need it are skipped"
+
 serve: setup ## start a cluster on this machine: HTTP on 127.0.0.1:8000, gRPC on 9000, until Ctrl-C; UP='--config FILE' for another
 	$(BIN)/baleen up $(UP)
 
 test: setup debian ## run every test that needs no GPU
+	$(MAKE) --no-print-directory --jobs 2 clients
 	$(BIN)/pytest -m "not gpu and not nixl"
 	$(BIN)/pytest -m "nixl and not gpu" tests/contract
 
@@ -48,6 +65,9 @@ format: setup ## rewrite the sources as `check` wants them
 
 bench: setup ## measure the engine, the prefix index and the policies; results as JSON on stdout
 	$(BIN)/python -m benchmarks.run
+
+conformance: clients ## put the suites of others to a gateway, with 300 generated calls for each operation
+	$(BIN)/python -m tests.support.conformance --examples 300
 
 proto: setup ## generate baleen/v1 from proto/baleen/v1
 	$(BIN)/python proto/generate.py

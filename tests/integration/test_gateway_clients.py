@@ -5,37 +5,18 @@ import json
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel
 
-from baleen.errors import NotReady
 from tests.support.http_gateway import gateway_thread
+from tests.support.redis_server import wait_for
+from tests.support.scripted_talk import CALL, HELLO, SCHEMA, reply, with_refusals
 
 pytestmark = pytest.mark.slow
-
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-END = "</｜DSML｜invoke>\n</｜DSML｜function_calls>"
-PARAMETER = f'<｜DSML｜parameter name="city" string="true">Köln</｜DSML｜parameter>\n{END}'
-CALL = f'\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n{PARAMETER}'
-
-
-def reply(prompt):
-    """What the model of this test writes."""
-    thought = "I see.</think>" if prompt.endswith("<think>") else ""
-    if prompt.endswith('invoke name="get_weather">\n'):
-        return PARAMETER
-    if prompt.endswith(("</function_results>\n\n</think>", "</function_results>\n\n<think>")):
-        return f"{thought}Mild."
-    if "unavailable" in prompt:
-        return NotReady("no rank can take it")
-    if "weather" in prompt.rpartition("<｜User｜>")[2] and "## Tools" in prompt:
-        return f"{thought}Let me look.{CALL}"
-    if "broken" in prompt:
-        return f"{thought}Oh.{CALL[:-60]}"
-    return f"{thought}Hello, größe 🐳 STOP more."
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
-    with gateway_thread(reply, tmp_path_factory.mktemp("gateway")) as served:
+    with gateway_thread(with_refusals(), tmp_path_factory.mktemp("gateway")) as served:
         yield served
 
 
@@ -201,6 +182,43 @@ def test_the_stop_sequence_is_told(claude):
     assert whole.content[0].text == "Hello, größe 🐳 "
     with claude.messages.stream(**asked) as stream:
         assert stream.get_final_message().stop_sequence == "STOP m"
+
+
+class City(BaseModel):
+    city: str
+    degrees: int
+
+
+def test_structured_output_is_parsed_by_both(client, claude):
+    messages = [{"role": "user", "content": "JSON, please"}]
+    chat = client.chat.completions.parse(model="deepseek-chat", messages=messages, response_format=City)
+    response = client.responses.parse(model="deepseek-chat", input="JSON, please", text_format=City)
+    message = claude.messages.parse(model="deepseek-chat", max_tokens=500, messages=messages, output_format=City)
+    for parsed in (chat.choices[0].message.parsed, response.output_parsed, message.parsed_output):
+        assert parsed == City(city="Köln", degrees=12)
+
+
+def test_both_try_again_when_they_are_told_to(client, claude):
+    crowd, throng = ([{"role": "user", "content": word}] for word in ("crowd", "throng"))
+    chat = client.with_options(max_retries=1).chat.completions.create(model="deepseek-chat", messages=crowd)
+    assert chat.choices[0].message.content == HELLO
+    message = claude.with_options(max_retries=1).messages.create(model="deepseek-chat", max_tokens=500, messages=crowd)
+    assert message.content[0].text == HELLO
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.chat.completions.create(model="deepseek-chat", messages=throng)
+    assert refused.value.code == "rate_limit_exceeded" and refused.value.response.headers["retry-after-ms"] == "10"
+    with pytest.raises(anthropic.RateLimitError):
+        claude.messages.create(model="deepseek-chat", max_tokens=500, messages=throng)
+
+
+def test_whoever_gives_up_waiting_is_noticed(gateway, client, claude):
+    silence = [{"role": "user", "content": "silence"}]
+    before = len(gateway.router.cancelled)
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).chat.completions.create(model="deepseek-chat", messages=silence)
+    with pytest.raises(anthropic.APITimeoutError):
+        claude.with_options(timeout=0.2).messages.create(model="deepseek-chat", max_tokens=500, messages=silence)
+    wait_for(lambda: len(gateway.router.cancelled) == before + 2, timeout_s=30.0)
 
 
 def test_an_answer_that_was_begun_is_gone_on_with(gateway, claude):

@@ -19,8 +19,8 @@ from baleen.wire.errors import abort
 
 MAX_CONTEXT = 100_000
 
-Reply = Callable[[str], str | BaleenError]
-"""From the text of a prompt to what the model writes after it."""
+Reply = Callable[[str], str | BaleenError | None]
+"""From the text of a prompt to what the model writes after it; None: nothing, and it does not end."""
 
 
 class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
@@ -77,6 +77,9 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             await abort(context, reply)
         admitted = inference_pb2.Admitted(request_id=request.request_id)
         await context.write(inference_pb2.GenerateResponse(admitted=admitted))
+        if reply is None:
+            await asyncio.Event().wait()
+            return
         for index in range(max(1, request.sampling.n)):
             async for delta in self._deltas(request, self._tokenizer.encode(reply)):
                 delta.index = index

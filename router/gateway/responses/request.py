@@ -119,8 +119,9 @@ def base_response(body: Mapping[str, Any], *, response_id: str, created_at: int,
         "frequency_penalty": _or(body.get("frequency_penalty"), 0.0),
         "truncation": "disabled",
         "usage": None,
-        "user": body.get("user"),
         "metadata": body.get("metadata") or {},
+        # the only one that may not be null
+        **({"user": body["user"]} if isinstance(body.get("user"), str) else {}),
     }
 
 
@@ -167,7 +168,9 @@ def _format(text: Json) -> Json | None:
 def _shown_format(form: Json) -> Json:
     if form.get("type") != "json_schema":
         return {"type": form.get("type")}
-    return {"description": None, "name": None, "schema": None} | form | {"strict": bool(form.get("strict"))}
+    # a text even where none was given: some ask for one that may be null, others for none or one that may not
+    given = {name: value for name, value in form.items() if value is not None}
+    return {"description": "", "name": "", "schema": {}} | given | {"strict": bool(form.get("strict"))}
 
 
 def _shown_tool(tool: Json) -> Json:
