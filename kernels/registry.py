@@ -101,6 +101,30 @@ OPERATIONS: tuple[Operation, ...] = (
         reference="kernels.sampling.reference:adjust_",
         bench="kernels.bench.sampling:adjust",
     ),
+    Operation(
+        name="gate",
+        launcher="kernels.moe.gate:gate",
+        reference="kernels.moe.reference:gate",
+        bench="kernels.bench.moe:gate_cases",
+    ),
+    Operation(
+        name="order_pairs",
+        launcher="kernels.moe.order:order_pairs",
+        reference="kernels.moe.reference:order_pairs",
+        bench="kernels.bench.moe:order_cases",
+    ),
+    Operation(
+        name="expert_mlps",
+        launcher="kernels.moe.experts:expert_mlps",
+        reference="kernels.moe.reference:expert_mlps",
+        bench="kernels.bench.moe:expert_cases",
+    ),
+    Operation(
+        name="combine_pairs",
+        launcher="kernels.moe.combine:combine_pairs",
+        reference="kernels.moe.reference:combine_pairs",
+        bench="kernels.bench.moe:combine_cases",
+    ),
 )
 
 

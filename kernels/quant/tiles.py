@@ -51,8 +51,9 @@ def tile_product(
     x_rows: int64 [BM], rows of x. w, w_scales: the tile's first row of w, `width` long, and the scales of its block;
     w_rows: int32 [BN], counted from there. All of them exist.
 
-    With FLOAT8, BK is 128 and the width a multiple of it. Each sum over 128 columns is multiplied by the scales of x's
-    row and of w's block and only then added, in float32: Hopper's own float8 sums keep about 14 bits.
+    Without FLOAT8 x takes w's dtype, bfloat16 or float32. With it, BK is 128 and the width a multiple of it; each sum
+    over 128 columns is multiplied by the scales of x's row and of w's block, and only then added, in float32: Hopper's
+    own float8 sums keep about 14 bits.
     """
     o_k = tl.arange(0, BK)
     o_x = x_rows[:, None] * x_row + o_k[None, :]
@@ -69,7 +70,7 @@ def tile_product(
                 b_y += tl.dot(b_x, b_w.T) * b_s[:, None]
         else:
             m_k = (block * BK + o_k < width)[None, :]
-            b_x = tl.load(x + o_x + block * BK, mask=m_k, other=0.0)
+            b_x = tl.load(x + o_x + block * BK, mask=m_k, other=0.0).to(w.dtype.element_ty)
             b_w = tl.load(w + o_w + block * BK, mask=m_k, other=0.0)
             if SWAP:
                 b_y = tl.dot(b_w, b_x.T, b_y, input_precision="ieee")
