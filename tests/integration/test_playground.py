@@ -46,6 +46,7 @@ class Api:
         last = body["messages"][-1]["content"]
         if last == "fail":
             error = {"message": "Insufficient Balance", "type": "unknown_error", "param": None, "code": "x"}
+            error["doc"] = "/errors/balance"
             return JSONResponse({"error": error}, status_code=402)
         return StreamingResponse(self._stream(body, last), media_type="text/event-stream")
 
@@ -70,6 +71,10 @@ class Api:
                     piece = {"index": 0, "function": {"arguments": part}}
                     yield f"data: {json.dumps(chunk({'tool_calls': [piece]}))}\n\n"
                 yield f"data: {json.dumps(chunk({}, 'tool_calls', usage=USAGE))}\n\n"
+            elif "response_format" in body:
+                for part in ('{"answer"', ':"<b>', 'ja"}'):
+                    yield f"data: {json.dumps(chunk({'content': part}))}\n\n"
+                yield f"data: {json.dumps(chunk({'content': ''}, 'stop', usage=USAGE))}\n\n"
             else:
                 for part in ("Hello <b>", "wörld</b>", " <script>document.title='x'</script>"):
                     yield f"data: {json.dumps(chunk({'content': part}))}\r\n\r\n"
@@ -204,7 +209,53 @@ def test_stop_reaches_the_server_and_errors_are_read_out(served, page):
     page.click("#clear")
     say(page, "fail")
     page.until("document.querySelector('.error')")
-    assert page.text(".error") == "Insufficient Balance"
+    assert page.text(".error") == "Insufficient Balance What to do"
+    assert page.run("document.querySelector('.error a').getAttribute('href')") == "/errors/balance"
+
+
+@pytest.mark.slow
+def test_an_answer_in_json_can_be_read(served, page, tmp_path):
+    url, api = served
+    page.open(url)
+    page.fill("#format", "json_schema")
+    assert page.run("!document.getElementById('schema_box').hidden")
+    say(page, "JSON please")
+    page.until("document.querySelector('.assistant .figures').innerText.includes('answer')")
+    settled(page)
+    assert page.run("document.querySelector('.assistant .text').textContent") == '{\n  "answer": "<b>ja"\n}'
+    assert api.asked[-1]["response_format"]["json_schema"]["schema"]["required"] == ["answer"]
+    page.picture(tmp_path / "json.png")
+    page.fill("#schema", "{")
+    say(page, "again")
+    page.until("document.querySelector('.error')")
+    assert "The schema cannot be read" in page.text(".error")
+
+
+@pytest.mark.slow
+def test_while_it_streams_a_caret_and_the_first_figures_are_there(served, page, tmp_path):
+    url, _ = served
+    page.open(url)
+    say(page, "forever")
+    page.until("document.querySelector('.assistant .figures')?.innerText.includes('first token')")
+    assert page.run("document.querySelectorAll('.message.pending').length") == 1
+    page.picture(tmp_path / "streaming.png")
+    page.click("#stop")
+    settled(page)
+    assert page.run("document.querySelectorAll('.message.pending').length") == 0
+
+
+@pytest.mark.slow
+def test_in_the_dark_the_text_is_light(served, page, tmp_path):
+    url, _ = served
+    try:
+        page.prefer_dark(True)
+        page.open(url)
+        colours = "(() => { const s = getComputedStyle(document.body); return [s.color, s.backgroundColor] })()"
+        text, ground = ([int(one) for one in colour[4:-1].split(",")] for colour in page.run(colours))
+        assert min(text) > 200 and max(ground) < 50
+        page.picture(tmp_path / "dark.png")
+    finally:
+        page.prefer_dark(False)
 
 
 @pytest.mark.slow
@@ -236,7 +287,9 @@ def test_a_phone_has_it_all_on_its_screen(served, page, tmp_path):
     settled(page)
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     page.picture(tmp_path / "phone.png")
+    assert page.run("document.querySelector('header').clientHeight") < 60
     page.click("#toggle")
+    assert page.text("#toggle") == "Close"
     assert page.run("getComputedStyle(document.getElementById('settings')).display") == "block"
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     page.picture(tmp_path / "phone-settings.png")
@@ -248,9 +301,18 @@ def test_the_status_page_is_live(served, page, tmp_path):
     page.open(f"{url}/status")
     page.until("document.querySelectorAll('#ranks tr').length === 3")
     assert "gives no answer" in page.text("#routers") and "25 %" in page.text("#routers")
+    # of a group the sum of its ranks, and of all the sums
+    assert page.text("#groups tr:last-child").split()[:7] == ["decode", "decode-0", "decode", "ready", "2", "6", "0"]
+    sums = " ".join(page.text("#sums").split())
+    assert sums == "Running 1 Queued 1 Ranks 2 Blocks in use 25 % Prompt tokens cached 25 %"
     assert "decode-0" in page.text("#ranks")
     page.picture(tmp_path / "status.png")
     assert page.problems == []
+    page.open(f"{url}/status", width=390, height=780, scale=2, mobile=True)
+    page.until("document.querySelectorAll('#ranks tr').length === 3")
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert "Waiting" in page.run("document.querySelector('#ranks td:nth-child(7)').dataset.name")
+    page.picture(tmp_path / "phone-status.png")
 
 
 @contextlib.contextmanager

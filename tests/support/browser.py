@@ -72,6 +72,11 @@ class Page:
         """All that is written in something."""
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")
 
+    def prefer_dark(self, is_dark):
+        """Which colours the visitor likes."""
+        value = "dark" if is_dark else "light"
+        self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": value}])
+
     def picture(self, path):
         """Keep what is seen as a PNG."""
         path.write_bytes(base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"]))

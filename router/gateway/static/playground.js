@@ -56,7 +56,8 @@ class Shown {
   // one message on the page
   constructor(role) {
     this.reasoning = element("p");
-    this.thoughts = element("details", { className: "reasoning", hidden: true, open: true }, element("summary", { textContent: "Thinking" }), this.reasoning);
+    this.summary = element("summary", { textContent: "Thinking" });
+    this.thoughts = element("details", { className: "reasoning", hidden: true, open: true }, this.summary, this.reasoning);
     this.text = element("p", { className: "text" });
     this.calls = element("div");
     this.figures = element("div", { className: "figures" });
@@ -81,9 +82,31 @@ class Shown {
     if (isAtEnd) this.follow();
   }
 
-  fail(text) {
-    this.node.append(element("p", { className: "error", textContent: text }));
+  note(text) {
+    this.node.append(element("p", { className: "role", textContent: text }));
     this.follow();
+  }
+
+  fail(text, doc) {
+    const line = element("p", { className: "error", textContent: text });
+    if (doc) line.append(" ", element("a", { href: doc, target: "_blank", textContent: "What to do" }));
+    this.node.append(line);
+    this.follow();
+  }
+
+  thought(seconds) {
+    this.summary.textContent = `Thought for ${seconds.toFixed(1)} s`;
+  }
+
+  settle(message, isJson) {
+    // the answer is whole: a caret no more, and JSON so that it can be read
+    this.node.classList.remove("pending");
+    if (!isJson) return;
+    try {
+      this.text.textContent = JSON.stringify(JSON.parse(message.content), null, 2);
+    } catch {
+      // it stays as it came
+    }
   }
 
   tell(...figures) {
@@ -132,6 +155,9 @@ async function ranksOf(id) {
 
 async function answer() {
   const view = new Shown("assistant");
+  const isJson = at("format").value !== "text";
+  view.node.classList.add("pending");
+  view.text.classList.toggle("json", isJson);
   const message = { role: "assistant", content: "" };
   const times = { start: performance.now(), first: 0, last: 0 };
   let usage = null, finish = "", id = "";
@@ -142,12 +168,16 @@ async function answer() {
     const response = await fetch("/v1/chat/completions", {
       method: "POST", headers: headers(), body: JSON.stringify(request(messages)), signal: running.signal,
     });
-    if (!response.ok) throw new Error(await failure(response));
+    if (!response.ok) throw await failure(response);
     for await (const event of events(response)) {
       id = event.id ?? id;
       usage = event.usage ?? usage;
       for (const choice of event.choices ?? []) {
         const delta = choice.delta ?? {};
+        if ((delta.content || delta.tool_calls) && message.reasoning_content && !times.thought) {
+          times.thought = performance.now();
+          view.thought((times.thought - times.first) / 1000);
+        }
         if (delta.content || delta.reasoning_content || delta.tool_calls) {
           times.last = performance.now();
           times.first ||= times.last;
@@ -156,12 +186,15 @@ async function answer() {
         finish = choice.finish_reason ?? finish;
       }
       view.update(message);
+      tellFigures(view, times, usage, "");
     }
-    if (finish === "length") view.fail("The answer ended at the most tokens.");
+    if (finish === "length") view.note("The answer ended at the most tokens.");
     if (finish === "insufficient_system_resource") view.fail("The cluster could not finish this answer.");
   } catch (error) {
-    view.fail(error.name === "AbortError" ? "Stopped." : error.message);
+    if (error.name === "AbortError") view.note("Stopped.");
+    else view.fail(error.message, error.doc);
   } finally {
+    view.settle(message, isJson);
     running = null;
     at("send").hidden = false;
     at("stop").hidden = true;
@@ -175,7 +208,7 @@ async function answer() {
 async function learn() {
   const get = async (path) => {
     const response = await fetch(path, { headers: headers() });
-    if (!response.ok) throw new Error(await failure(response));
+    if (!response.ok) throw await failure(response);
     return response.json();
   };
   try {
@@ -217,6 +250,7 @@ at("clear").addEventListener("click", () => {
 at("toggle").addEventListener("click", () => {
   const open = at("settings").classList.toggle("open");
   at("toggle").setAttribute("aria-expanded", String(open));
+  at("toggle").textContent = open ? "Close" : "Settings";
 });
 at("format").addEventListener("change", () => { at("schema_box").hidden = at("format").value !== "json_schema"; });
 at("use_tools").addEventListener("change", () => { at("tools_box").hidden = !at("use_tools").checked; });

@@ -5,9 +5,15 @@ import { failure } from "/pages/stream.js";
 const EVERY_MS = 2000;
 const at = (id) => document.getElementById(id);
 
-function cell(kind, value) {
+function cell(kind, value, name) {
   const made = document.createElement(kind);
-  if (typeof value === "number") {
+  if (name) made.dataset.name = name;
+  if (value?.note) {
+    // words that may take all the room there is
+    made.className = "wide error";
+    made.colSpan = value.columns;
+    made.textContent = value.note;
+  } else if (typeof value === "number") {
     made.className = "number";
     made.textContent = value.toLocaleString("en");
   } else if (value && typeof value === "object") {
@@ -29,29 +35,77 @@ function cell(kind, value) {
 function fill(id, names, rows) {
   const line = (kind, values) => {
     const row = document.createElement("tr");
-    row.append(...values.map((value) => cell(kind, value)));
+    row.append(...values.map((value, place) => cell(kind, value, kind === "td" && names[place])));
     return row;
   };
-  at(id).replaceChildren(line("th", names), ...rows.map((row) => line("td", row)));
+  const head = line("th", names);
+  // a heading stands where the numbers below it stand
+  names.forEach((_, place) => {
+    const isNumber = rows.some((row) => typeof row[place] === "number" || row[place]?.share);
+    head.children[place]?.classList.toggle("number", isNumber);
+  });
+  at(id).replaceChildren(head, ...rows.map((row) => line("td", row)));
+}
+
+function sums(values) {
+  at("sums").replaceChildren(...values.map(([name, value]) => {
+    const made = document.createElement("div");
+    for (const [kind, text] of [["dt", name], ["dd", value]]) {
+      made.append(Object.assign(document.createElement(kind), { textContent: text }));
+    }
+    return made;
+  }));
+}
+
+const total = (rows, name) => rows.reduce((sum, one) => sum + one[name], 0);
+const percent = (part, whole) => (whole > 0 ? `${Math.round((100 * part) / whole)} %` : "-");
+
+function groupsOf(ranks) {
+  const groups = new Map();
+  for (const one of ranks) {
+    const key = `${one.pool}/${one.group}`;
+    groups.set(key, [...(groups.get(key) ?? []), one]);
+  }
+  return [...groups.values()].map((members) => {
+    const blocks = total(members, "total_blocks");
+    return [members[0].pool, members[0].group, members[0].role,
+      members.some((one) => one.draining) ? "draining" : "ready", members.length,
+      total(members, "num_running"), total(members, "num_waiting"),
+      { share: [blocks - total(members, "free_blocks"), blocks] }];
+  });
 }
 
 async function look() {
   try {
     const key = sessionStorage.getItem("baleen-key");
     const response = await fetch("/v1/cluster", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-    if (!response.ok) throw new Error(await failure(response));
+    if (!response.ok) throw await failure(response);
     const { routers } = await response.json();
     fill(
       "routers",
       ["Address", "State", "Policy", "Ranks", "Running", "Queued", "Queued tokens", "Admitted", "Shed", "Cache hits"],
       routers.map((one) => one.error
-        ? [one.address, one.error, ...Array(8).fill("")]
+        ? [one.address, { note: one.error, columns: 9 }]
         : [one.address, one.leaving ? "leaving" : "serving", one.policy, one.num_ranks, one.num_active, one.num_queued,
            one.queued_tokens, one.num_admitted, one.num_shed,
            { share: [one.cached_prompt_tokens, one.prompt_tokens] }]),
     );
     // every router knows all ranks; the first that answers tells of them
     const ranks = routers.find((one) => one.ranks)?.ranks ?? [];
+    const live = routers.filter((one) => one.ranks);
+    const blocks = total(ranks, "total_blocks");
+    sums([
+      ["Running", total(live, "num_active").toLocaleString("en")],
+      ["Queued", total(live, "num_queued").toLocaleString("en")],
+      ["Ranks", ranks.length.toLocaleString("en")],
+      ["Blocks in use", percent(blocks - total(ranks, "free_blocks"), blocks)],
+      ["Prompt tokens cached", percent(total(live, "cached_prompt_tokens"), total(live, "prompt_tokens"))],
+    ]);
+    fill(
+      "groups",
+      ["Pool", "Group", "Role", "State", "Ranks", "Running", "Waiting", "Blocks in use"],
+      groupsOf(ranks),
+    );
     fill(
       "ranks",
       ["Pool", "Group", "Rank", "Role", "State", "Running", "Waiting", "Blocks in use"],
@@ -63,6 +117,7 @@ async function look() {
   } catch (error) {
     at("state").className = "error";
     at("state").textContent = error.message;
+    at("state").title = error.doc ?? "";
   }
   setTimeout(look, EVERY_MS);
 }

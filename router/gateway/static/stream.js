@@ -1,13 +1,13 @@
 // Server-sent events of one answer, as they come. Owns no state of the page.
 
 export async function failure(response) {
-  // the message of an error body, in whatever form it came
+  // an error body as an error, in whatever form it came; doc: the page that explains it
   const text = await response.text();
   try {
     const body = JSON.parse(text);
-    return body.error?.message ?? body.message ?? text;
+    return Object.assign(new Error(body.error?.message ?? body.message ?? text), { doc: body.error?.doc });
   } catch {
-    return text || `HTTP ${response.status}`;
+    return new Error(text || `HTTP ${response.status}`);
   }
 }
 

@@ -20,6 +20,7 @@ from tests.support.model_outputs import right_output, wrong_output
 from tests.support.strict_parser import strict_parse
 
 NUM_OUTPUTS = 2000
+PIECE_SIZES = (1, 2, 5)
 CALL = (
     f'{CALLS_BEGIN}\n<{DSML}invoke name="f">\n<{DSML}parameter name="a" string="true">x"\n<y</{DSML}parameter>\n'
     f'<{DSML}parameter name="b" string="false">[1.50]</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}function_calls>'
@@ -48,6 +49,15 @@ def cut(text, places):
     return [text[a:b] for a, b in pairwise([0, *sorted(places), len(text)])]
 
 
+def every_cut_in_one_of(text):
+    """Splits into pieces of equal size, beginning everywhere: every place is a cut in one of each size, and every run
+    of so many characters is a piece; so whatever is kept from piece to piece is met from each state of the text.
+    """
+    for size in PIECE_SIZES:
+        for start in range(size):
+            yield cut(text, range(start, len(text), size))
+
+
 @pytest.mark.parametrize("make", [right_output, wrong_output])
 def test_any_cut_of_generated_outputs_gives_what_the_whole_text_gives(make):
     accepted = 0
@@ -57,7 +67,8 @@ def test_any_cut_of_generated_outputs_gives_what_the_whole_text_gives(make):
         text = make(random, thinking=mode["thinking"])
         whole = parse([text], **mode)
         some = [random.randint(0, len(text)) for _ in range(random.randint(1, 12))]
-        for pieces in (list(text), cut(text, some)):
+        assert parse(cut(text, some), **mode) == whole, (seed, some)
+        for pieces in every_cut_in_one_of(text):
             assert parse(pieces, **mode) == whole, (seed, pieces)
         expected = strict_parse(text, thinking=mode["thinking"]) if mode["tools"] else None
         if expected is not None and all(_is_object(call.arguments) for call in expected.tool_calls):
