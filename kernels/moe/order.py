@@ -81,11 +81,12 @@ def configs() -> list[Build]:
     return [_build("i64"), _build("i32")]
 
 
-def order_pairs(expert_ids_P: torch.Tensor, local_experts: range) -> RowGroups:
+def order_pairs(expert_ids_P: torch.Tensor, local_experts: range, *, expected_pairs: int | None = None) -> RowGroups:
     """Order pairs by expert and, inside an expert, as they come; see `reference.order_pairs`.
 
     expert_ids: int32 or int64, contiguous, of any shape, read flat: pair p has expert ids[p]. Pairs whose id is not one
-    of `local_experts` (-1, say) get no place. Bits repeat from run to run.
+    of `local_experts` (-1, say) get no place. expected_pairs: about how many get one; all of them if None. Bits repeat
+    from run to run.
     """
     num_pairs, num_experts = expert_ids_P.numel(), len(local_experts)
     numbers = {torch.int64: "i64", torch.int32: "i32"}
@@ -100,7 +101,8 @@ def order_pairs(expert_ids_P: torch.Tensor, local_experts: range) -> RowGroups:
         (num_experts,), ids=expert_ids_P, order=order_P, starts=starts_E, counts=counts_E,
         num_pairs=num_pairs, first_expert=local_experts.start,
     )  # fmt: skip
-    return RowGroups(starts_E, counts_E, order_P, num_pairs, _usual(num_pairs, num_experts))
+    expected = num_pairs if expected_pairs is None else expected_pairs
+    return RowGroups(starts_E, counts_E, order_P, num_pairs, _usual(expected, num_experts))
 
 
 def contiguous_groups(counts_E: torch.Tensor, num_rows: int) -> RowGroups:

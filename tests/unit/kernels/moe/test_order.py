@@ -53,6 +53,16 @@ def test_there_are_never_more_tiles_than_programs(device, counts):
     assert masked_groups(on_device, 33, usual=4).starts_E.tolist() == [0, 33, 66]
 
 
+def test_expected_pairs_decide_the_tiles_only(device):
+    from kernels.moe.order import order_pairs
+
+    ids = ids_of("uniform").to(device)
+    groups, fewer = order_pairs(ids, range(4)), order_pairs(ids, range(4), expected_pairs=40)
+    assert (groups.usual, fewer.usual) == (111, 15)
+    assert_same_bits(groups.counts_E, fewer.counts_E)
+    assert groups.most_tiles(16) == fewer.most_tiles(16)
+
+
 def test_what_is_refused(device):
     from kernels.moe.order import masked_groups, order_pairs
 
