@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from baleen.blocks import BLOCK_TOKENS, BlockHash, chain_hashes, root_hash, shareable_blocks
+from baleen.errors import CapacityError, NotReady
 from baleen.ids import Incarnation
 from baleen.metric_table import Labels
 from baleen.metrics import histogram
@@ -96,18 +97,21 @@ class Chooser:
     async def look_up(self, job: Job, token_ids: Sequence[int]) -> Mapping[Incarnation, int]:
         """Leading blocks of `token_ids` that each rank holds."""
         num_blocks = shareable_blocks(len(token_ids))
-        ranks = self._members.snapshot().ranks
-        info = self._members.info(ranks[0].incarnation) if ranks else None
-        if info is None or not num_blocks:
-            return {}
-        # all ranks of a cluster serve one model; one that does not would only be credited with nothing
-        root = root_hash(bytes.fromhex(info.model_fingerprint), job.cache_salt.encode())
-        return await self._index.prefixes(await hash_in_turns(root, token_ids, num_blocks))
+        held: dict[Incarnation, int] = {}
+        for model in self._members.snapshot().models if num_blocks else ():
+            root = root_hash(bytes.fromhex(model), job.cache_salt.encode())
+            held.update(await self._index.prefixes(await hash_in_turns(root, token_ids, num_blocks)))
+        return held
+
+    def is_gone(self, model: str) -> bool:
+        """Whether there are ranks, none of which serves `model`."""
+        models = self._members.snapshot().models
+        return bool(models) and model not in models
 
     def predict(self, job: Job, held: Mapping[Incarnation, int], tokens_before: int) -> float:
         """Seconds to the first token if `tokens_before` prompt tokens are served first. Raises as `place`."""
-        snapshot = self._members.snapshot()
-        decision = self._policy(snapshot, self._query(job, len(job.prompt), held, turn=0), self._parameters)
+        query = self._query(job, len(job.prompt), held, turn=0)
+        snapshot, decision = self._decide(self._members.snapshot(), query, "")
         if not tokens_before:
             return decision.first_token_s
         ranks = [rank for rank in snapshot.ranks if rank.role != "decode"] or list(snapshot.ranks)
@@ -122,18 +126,20 @@ class Chooser:
         *,
         excluded: Collection[Incarnation] = (),
         needs_room: bool = True,
+        model: str = "",
     ) -> Placement | None:
         """Ranks for `num_tokens` tokens of `job`, none of them `excluded`. held: as from `look_up`.
 
-        None if they have no room now, unless that is not needed. Raises NotReady if no rank can be chosen,
-        CapacityError if the tokens fit on none.
+        model: that the request began with, if it has; its tokens are no prompt for another one. None if they have no
+        room now, unless that is not needed. Raises NotReady if no rank can be chosen, CapacityError if the tokens fit
+        on none.
         """
         snapshot = self._members.snapshot()
         if excluded:
             snapshot = Snapshot(tuple(rank for rank in snapshot.ranks if rank.incarnation not in excluded))
         query = self._query(job, num_tokens, held, turn=next(self._turns))
         begin = time.perf_counter()
-        decision = self._policy(snapshot, query, self._parameters)
+        snapshot, decision = self._decide(snapshot, query, model)
         choice_s = time.perf_counter() - begin
         self.seconds.observe(choice_s)
         if needs_room and not decision.has_room:
@@ -148,6 +154,27 @@ class Chooser:
         )
         self._count(snapshot, query, placement)
         return placement
+
+    def _decide(self, snapshot: Snapshot, query: Query, model: str) -> tuple[Snapshot, Decision]:
+        """The policy's decision, and the ranks it was made among: those of one model, since no block fits another.
+
+        model: the only one that will do, or empty. Raises as the policy.
+        """
+        if model and model not in snapshot.models:
+            raise NotReady("no rank serves the model that the request began with")
+        if len(snapshot.models) <= 1:
+            return snapshot, self._policy(snapshot, query, self._parameters)
+        found: list[tuple[Snapshot, Decision]] = []
+        failures: list[NotReady | CapacityError] = []
+        for part in [snapshot.by_model[model]] if model else snapshot.by_model.values():
+            try:
+                found.append((part, self._policy(part, query, self._parameters)))
+            except (NotReady, CapacityError) as error:
+                failures.append(error)
+        if not found:
+            # where ranks are still to come, the request may fit yet
+            raise next((error for error in failures if isinstance(error, NotReady)), failures[0])
+        return min(found, key=lambda pair: (not pair[1].has_room, pair[1].first_token_s))
 
     def settle(self, placement: Placement) -> None:
         """The request has ended on these ranks, or never began."""

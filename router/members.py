@@ -181,6 +181,7 @@ def _view(member: _Member) -> RankView | None:
             sent_requests=len(member.sent),
             sent_tokens=sum(sent.tokens for sent in member.sent.values()),
             sent_blocks=sum(sent.blocks for sent in member.sent.values()),
+            model=info.model_fingerprint,
         )
     return member.view
 

@@ -169,6 +169,7 @@ class _Life:
         self._died: dict[Incarnation, Epoch] = {}
         self._full = False
         self._failures = 0
+        self._model = ""
 
     async def run(self, on_admitted: Callable[[], Awaitable[None]]) -> None:
         proxy, job = self._proxy, self._job
@@ -224,7 +225,12 @@ class _Life:
         while True:
             try:
                 placement = proxy._chooser.place(
-                    job, len(token_ids), held, excluded=self._excluded, needs_room=self._full
+                    job,
+                    len(token_ids),
+                    held,
+                    excluded=self._excluded,
+                    needs_room=self._full,
+                    model=self._model if self._begun else "",
                 )
                 if placement is not None:
                     return placement
@@ -240,8 +246,11 @@ class _Life:
             self._forget_the_living()
 
     def _tired(self, begun: float) -> bool:
-        """Whether the wait since `begun` is over; a client that has tokens already is served until its deadline."""
-        if self._begun:
+        """Whether the wait since `begun` is over.
+
+        A client that has tokens already is served until its deadline, unless its model has been replaced by another.
+        """
+        if self._begun and not self._proxy._chooser.is_gone(self._model):
             return False
         return self._proxy._clock.now() - begun >= self._proxy._limits.rank_wait_s
 
@@ -258,6 +267,8 @@ class _Life:
         decode = proxy._sessions.open.get(decision.decode)
         if decode is None:
             return False
+        assert decode.info is not None
+        self._model = decode.info.model_fingerprint
         prefill = None
         if decision.prefill is not None:
             prefill = proxy._sessions.open.get(decision.prefill)

@@ -17,6 +17,7 @@ from router.policy.columns import Columns, columns_of
 class RankView:
     """One rank as a router sees it: its last report, and what this router sent it since.
 
+    model: fingerprint of its weights and record format.
     queued_tokens: prompt tokens still to compute. running_tokens: in use by running requests. Speeds are in tokens per
     second, 0 if not measured. free_blocks counts cached blocks that would make room.
     """
@@ -39,6 +40,7 @@ class RankView:
     sent_requests: int = 0
     sent_tokens: int = 0
     sent_blocks: int = 0
+    model: str = ""
 
     @property
     def num_requests(self) -> int:
@@ -67,6 +69,16 @@ class Snapshot:
         """The ranks as arrays."""
         return columns_of(self.ranks)
 
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """What its ranks serve: one model, but for the time in which a cluster's weights are replaced."""
+        return tuple(sorted({rank.model for rank in self.ranks}))
+
+    @cached_property
+    def by_model(self) -> Mapping[str, Snapshot]:
+        """The ranks of each model, between which nothing can be moved."""
+        return {model: Snapshot(tuple(rank for rank in self.ranks if rank.model == model)) for model in self.models}
+
     def rank(self, incarnation: Incarnation) -> RankView | None:
         """One rank; None if it is not there."""
         position = self.columns.positions.get(incarnation)
@@ -85,6 +97,8 @@ class Snapshot:
         later = Snapshot(tuple(ranks))
         if "columns" in self.__dict__:
             later.__dict__["columns"] = self.columns.replaced(changes)
+        if "models" in self.__dict__:
+            later.__dict__["models"] = self.models
         return later
 
 
