@@ -31,6 +31,7 @@ from router.messages import (
     RankSubmission,
     Reservation,
 )
+from router.wanted import Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ class RankSession:
         self._mailboxes: dict[RequestId, Mailbox] = {}
         # what is reserved under this name ends with the session, should this router not live to release it
         self._metadata = ((SESSION_KEY, secrets.token_hex(8)),)
+        self._wanted = Wanted()
         self._outbox: asyncio.Queue[worker_pb2.SessionRequest | None] = asyncio.Queue()
         self._channel: grpc.aio.Channel | None = None
         self._stub: worker_pb2_grpc.WorkerServiceAsyncStub | None = None
@@ -163,7 +165,7 @@ class RankSession:
                 self._lose(f"nothing heard for {silence:.1f} s")
                 call.cancel()
                 return
-            self._outbox.put_nowait(worker_pb2.SessionRequest(health_query=worker_pb2.HealthQuery()))
+            self._outbox.put_nowait(worker_pb2.SessionRequest(health_query=self._wanted.query()))
 
     def _take(self, message: worker_pb2.SessionResponse) -> None:
         kind = message.WhichOneof("message")
@@ -206,6 +208,7 @@ class RankSession:
         """Start to generate; all news goes to `mailbox`, RankLost at once if the session is over."""
         if not self._enter(submission.request_id, mailbox):
             return
+        self._wanted.over(submission.ticket)
         self._outbox.put_nowait(
             worker_pb2.SessionRequest(
                 submit=worker_pb2.Submit(
@@ -227,6 +230,7 @@ class RankSession:
         """Start to compute and push blocks; `mailbox` gets PrefillEnded, RankRefused or RankLost."""
         if not self._enter(prefill.request_id, mailbox):
             return
+        self._wanted.over(prefill.ticket)
         self._outbox.put_nowait(
             worker_pb2.SessionRequest(
                 prefill=worker_pb2.Prefill(
@@ -264,7 +268,9 @@ class RankSession:
         back. Raises QueueFull, NotReady, DrainingError and whatever else the rank answers.
         """
         assert self._stub is not None, "the session was never open"
-        request = worker_pb2.ReserveRequest(token_ids=token_ids, cache_salt=cache_salt, timeout_s=timeout_s)
+        request = worker_pb2.ReserveRequest(
+            token_ids=token_ids, cache_salt=cache_salt, timeout_s=timeout_s, number=self._wanted.ask()
+        )
         call = asyncio.create_task(self._reserve(self._stub, request, min(wait_s, self._times.unary_s)))
         try:
             return await asyncio.shield(call)
@@ -275,9 +281,11 @@ class RankSession:
     async def _reserve(
         self, stub: worker_pb2_grpc.WorkerServiceAsyncStub, request: worker_pb2.ReserveRequest, wait_s: float
     ) -> Reservation:
-        self._require_not_lost()
+        ticket = ""
         try:
+            self._require_not_lost()
             reply = await stub.Reserve(request, timeout=wait_s, metadata=self._metadata)
+            ticket = reply.ticket
         except grpc.aio.AioRpcError as error:
             self._require_not_lost()
             raise error_from_rpc(error) from error
@@ -285,8 +293,10 @@ class RankSession:
             # the end of the session cancels the calls of its channel; who waits for this one was not cancelled
             self._require_not_lost()
             raise
+        finally:
+            self._wanted.answered(request.number, ticket)
         return Reservation(
-            ticket=reply.ticket,
+            ticket=ticket,
             transfer_address=reply.transfer_address,
             num_held_blocks=reply.num_held_blocks,
             num_reserved_blocks=reply.num_reserved_blocks,
@@ -325,7 +335,11 @@ class RankSession:
             self.release(call.result().ticket)
 
     def release(self, ticket: str) -> None:
-        """Give a reservation back; returns at once. Should the message be lost, the rank's own deadline does it."""
+        """Give a reservation back; returns at once. Should the message be lost, the next probe tells the rank.
+
+        Its own deadline is there as well, for when this router is lost.
+        """
+        self._wanted.over(ticket)
         if self._stub is not None and self._lost is None:
             task = asyncio.create_task(self._release(self._stub, ticket))
             self._releases.add(task)

@@ -101,7 +101,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Blocks for a transfer to this rank."""
         response = await _answered(context, self._reserve(request, context.time_remaining()))
         if name := metadata_of(context).get(SESSION_KEY):
-            self.sessions.reserved(name, response.ticket)
+            self.sessions.reserved(name, response.ticket, request.number)
         return response
 
     async def ReleaseReservation(
@@ -155,11 +155,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     prefill = prefill_from_proto(message, now=self._clock.now(), traceparent=session.traceparent)
                     self.sessions.claim(session, prefill.request_id, 1)
                     self._put(prefill)
+                    if prefill.ticket is not None:
+                        self.sessions.ticket_used(prefill.ticket)
                 case worker_pb2.Abort():
                     command = abort_from_proto(message, now=self._clock.now())
                     if self.sessions.owns(session, command.request_id):
                         self._inbox.put(command)
                 case worker_pb2.HealthQuery():
+                    self.sessions.keep_only(session, message.wanted_reservations, message.last_reservation)
                     session.say(health_to_proto(self._health()))
                 case _:
                     raise InvalidRequest("the message says nothing that this version knows", field="message")

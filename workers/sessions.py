@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
@@ -69,7 +69,7 @@ class SessionTable:
         self._put = put
         self._sessions: set[RouterSession] = set()
         self._owners: dict[RequestId, tuple[RouterSession, int]] = {}
-        self._tickets: OrderedDict[str, str] = OrderedDict()
+        self._tickets: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._last: StepReport | None = None
         self._ended: Ended | None = None
 
@@ -100,17 +100,31 @@ class SessionTable:
         session.finish()
         for request_id in [name for name, (owner, _) in self._owners.items() if owner is session]:
             self._put(Abort(request_id))
-        for ticket in [ticket for ticket, name in self._tickets.items() if name == session.name]:
+        for ticket, _ in self._numbered(session):
             self.release_ticket(ticket)
 
-    def reserved(self, name: str, ticket: str) -> None:
-        """A reservation was made under the name of a session: it ends with that, at once if it is over already."""
-        self._tickets[ticket] = name
+    def reserved(self, name: str, ticket: str, number: int = 0) -> None:
+        """A reservation was made under the name of a session: it ends with that, at once if it is over already.
+
+        number: as the session counts its own; 0: it does not.
+        """
+        self._tickets[ticket] = name, number
         if not any(session.name == name for session in self._sessions):
             self.release_ticket(ticket)
         elif len(self._tickets) > _MOST_TICKETS:
             # its own deadline, which is always there, has to do
             self._tickets.popitem(last=False)
+
+    def keep_only(self, session: RouterSession, wanted: Collection[int], last: int) -> None:
+        """The session says which of its reservations, of those up to number `last`, it still wants."""
+        kept = set(wanted)
+        for ticket, number in self._numbered(session):
+            if 0 < number <= last and number not in kept:
+                self.release_ticket(ticket)
+
+    def _numbered(self, session: RouterSession) -> list[tuple[str, int]]:
+        """Tickets and numbers of a session's reservations that no request has come for."""
+        return [(ticket, number) for ticket, (name, number) in self._tickets.items() if name and name == session.name]
 
     def release_ticket(self, ticket: str) -> None:
         """Nobody needs a reservation."""

@@ -299,16 +299,29 @@ Global___Abort: _TypeAlias = Abort  # noqa: Y015
 
 @_typing.final
 class HealthQuery(_message.Message):
-    """HealthQuery asks for a HealthReport; answered beside the step loop, so also when that is stuck."""
+    """HealthQuery asks for a HealthReport; answered beside the step loop, so also when that is stuck. It also tells the rank
+    which reservations it need not keep, should their release have been lost.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WANTED_RESERVATIONS_FIELD_NUMBER: _builtins.int
+    LAST_RESERVATION_FIELD_NUMBER: _builtins.int
+    last_reservation: _builtins.int
+    """The last number that the session has given. Reservations up to it that are not wanted are released."""
+    @_builtins.property
+    def wanted_reservations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """ReserveRequest.number of each reservation of this session that is asked for or kept for a request to come."""
+
     def __init__(
         self,
+        *,
+        wanted_reservations: _abc.Iterable[_builtins.int] | None = ...,
+        last_reservation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_reservation", b"last_reservation", "wanted_reservations", b"wanted_reservations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,10 +668,13 @@ class ReserveRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     cache_salt: _builtins.str
     """Requests with the same salt share cached blocks."""
     timeout_s: _builtins.float
     """How long the rank waits for the blocks to arrive, before it takes the reservation back."""
+    number: _builtins.int
+    """Counts the reservations of a session, from 1; 0: the session does not tell which it still wants."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The whole prompt."""
@@ -669,10 +685,11 @@ class ReserveRequest(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         cache_salt: _builtins.str = ...,
         timeout_s: _builtins.float = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "timeout_s", b"timeout_s", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "number", b"number", "timeout_s", b"timeout_s", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
