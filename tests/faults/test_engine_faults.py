@@ -1,9 +1,11 @@
 """A group of four real ranks loses one, killed or stopped, while it prefills and while it decodes."""
 
+import contextlib
 import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -97,37 +99,63 @@ def remaining_events(rank: Child) -> list[dict]:
     return events
 
 
-@pytest.mark.parametrize("victim", range(WORLD_SIZE))
+@dataclass
+class Loss:
+    """A group that loses a rank at `begin`; delivered: the tokens of each rank's request so far."""
+
+    group: Group
+    victim: int
+    begin: float
+    delivered: list[list[int]]
+
+
+def lose(group: Group, victim: int, number: signal.Signals, *, prefill: bool) -> Loss:
+    """Give every rank of a group something to do, and strike one."""
+    expected = golden(TINY)["prompt"]
+    for rank in range(WORLD_SIZE):
+        group.submit(rank, expected * 50 if prefill else expected, max_tokens=1500)
+    delivered = [await_prefill(rank) if prefill else await_decode(rank) for rank in group.ranks]
+    begin = time.monotonic()
+    group.ranks[victim].send(number)
+    return Loss(group, victim, begin, delivered)
+
+
+def check_survivors(loss: Loss, *, prefill: bool) -> None:
+    """They ended in time, named the victim, and gave no token that is not true."""
+    survivors = [rank for place, rank in enumerate(loss.group.ranks) if place != loss.victim]
+    for place, rank in enumerate(loss.group.ranks):
+        if place == loss.victim:
+            continue
+        events = remaining_events(rank)
+        assert f"rank {loss.victim}" in events[-1]["cause"]
+        loss.delivered[place] += [token for event in events for token in tokens_of(event)]
+    wait_all(survivors, 30.0)
+    for rank in survivors:
+        assert rank.code == 75
+        assert rank.exited_at is not None and rank.exited_at - loss.begin <= END_WITHIN_S
+        assert f"rank {loss.victim}" in rank.errors().splitlines()[-1]
+    if prefill:
+        assert loss.delivered == [[]] * WORLD_SIZE
+        return
+    expected = golden(TINY)["greedy_24"]
+    for tokens in loss.delivered:
+        compared = min(len(tokens), len(expected))
+        assert tokens[:compared] == expected[:compared]
+
+
+@pytest.mark.parametrize("victims", [(0, 3), (1, 2)], ids=["0 and 3", "1 and 2"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_survivors_end_in_time_with_the_cause_and_only_true_tokens(checkpoint, tmp_path, phase, number, victim):
-    expected = golden(TINY)
-    with nursery(tmp_path) as children:
-        group = Group(children, checkpoint, tmp_path)
-        delivered = []
-        for rank in range(WORLD_SIZE):
-            prompt = expected["prompt"] * 50 if phase == "prefill" else expected["prompt"]
-            group.submit(rank, prompt, max_tokens=1500)
-        for rank in group.ranks:
-            delivered.append(await_prefill(rank) if phase == "prefill" else await_decode(rank))
-        survivors = [rank for place, rank in enumerate(group.ranks) if place != victim]
-        begin = time.monotonic()
-        group.ranks[victim].send(number)
-        for place, rank in enumerate(group.ranks):
-            if place == victim:
-                continue
-            events = remaining_events(rank)
-            assert f"rank {victim}" in events[-1]["cause"]
-            delivered[place] += [token for event in events for token in tokens_of(event)]
-        wait_all(survivors, 30.0)
-        for rank in survivors:
-            assert rank.code == 75
-            assert rank.exited_at is not None and rank.exited_at - begin <= END_WITHIN_S
-            assert f"rank {victim}" in rank.errors().splitlines()[-1]
-        if phase == "decode":
-            for tokens in delivered:
-                compared = min(len(tokens), len(expected["greedy_24"]))
-                assert tokens[:compared] == expected["greedy_24"][:compared]
-        else:
-            assert delivered == [[]] * WORLD_SIZE
-        group.close()
+def test_survivors_end_in_time_with_the_cause_and_only_true_tokens(checkpoint, tmp_path, phase, number, victims):
+    """Two groups side by side, since to find out that a rank is silent takes seconds in which nothing is done."""
+    with contextlib.ExitStack() as stack:
+        groups = []
+        for victim in victims:
+            directory = tmp_path / f"victim-{victim}"
+            directory.mkdir()
+            groups.append(Group(stack.enter_context(nursery(directory)), checkpoint, directory))
+            stack.callback(groups[-1].close)
+        prefill = phase == "prefill"
+        losses = [lose(group, victim, number, prefill=prefill) for group, victim in zip(groups, victims, strict=True)]
+        for loss in losses:
+            check_survivors(loss, prefill=prefill)
