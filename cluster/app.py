@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig
@@ -20,16 +21,25 @@ from router.config import RouterProcessConfig
 from router.gateway.config import GatewayProcessConfig
 
 
-def services(
-    config: ClusterConfig, model: ModelConfig, *, redis: RedisConfig, log_directory: str, router_node: str = ""
-) -> list[Service]:
-    """Everything that Serve runs. log_directory: where processes on this machine keep their logs; empty: they do not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a cluster runs. redis: the server that all of it shares.
 
-    redis: the server that all of them share. router_node: address of the node of routers and gateways; empty: any.
+    log_directory: where processes on this machine keep their logs; empty: they do not. router_node: address of the node
+    of routers and gateways; empty: any. version: of all services, see Service.
     """
+
+    redis: RedisConfig
+    log_directory: str = ""
+    router_node: str = ""
+    version: str = ""
+
+
+def pool_services(config: ClusterConfig, model: ModelConfig, site: Site) -> dict[str, Service]:
+    """The service of each pool, by the name of the pool."""
     # on one machine nothing needs to be reached from outside
     local_host = "" if config.ray.address else "127.0.0.1"
-    pools = []
+    found = {}
     for pool in config.pools:
         plan = GroupPlan(
             cluster=config.name,
@@ -37,47 +47,56 @@ def services(
             model=model,
             timeouts=config.group,
             telemetry=config.telemetry,
-            redis=redis,
+            redis=site.redis,
             tls=config.tls,
             transfer=config.transfer,
             local_host=local_host,
-            log_directory=log_directory,
+            log_directory=site.log_directory,
         )
-        pools.append(
-            Service(
-                name=service_name(config.name, pool.name),
-                kind=GroupReplica,
-                arguments=(plan,),
-                replicas=pool.least_groups,
-                bundles=bundles(pool),
-                strategy=pool.strategy,
-                leave_s=config.group.drain_timeout_s + 3 * KILL_AFTER_S,
-                target=target_of(pool, config.router.slo_first_token_s) if pool.scales else None,
-            )
+        found[pool.name] = Service(
+            name=service_name(config.name, pool.name),
+            kind=GroupReplica,
+            arguments=(plan,),
+            replicas=pool.least_groups,
+            bundles=bundles(pool),
+            strategy=pool.strategy,
+            leave_s=config.group.drain_timeout_s + 3 * KILL_AFTER_S,
+            target=target_of(pool, config.router.slo_first_token_s) if pool.scales else None,
+            version=site.version,
         )
-    router = Service(
-        name=service_name(config.name, "router"),
-        kind=RouterReplica,
-        arguments=(router_config(config, model, redis=redis), config.router.replicas, config.name, log_directory),
-        replicas=config.router.replicas,
-        cpus=config.router.cpus,
-        address=router_node,
-        leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
-    )
-    gateways = []
+    return found
+
+
+def serving_services(config: ClusterConfig, model: ModelConfig, site: Site) -> list[Service]:
+    """The router's, and the gateway's if there is one."""
+    router = router_config(config, model, redis=site.redis)
+    found = [
+        Service(
+            name=service_name(config.name, "router"),
+            kind=RouterReplica,
+            arguments=(router, config.router.replicas, config.name, site.log_directory),
+            replicas=config.router.replicas,
+            cpus=config.router.cpus,
+            address=site.router_node,
+            leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
+            version=site.version,
+        )
+    ]
     if serves_http(config):
-        gateways.append(
+        gateway = gateway_config(config, model)
+        found.append(
             Service(
                 name=service_name(config.name, "gateway"),
                 kind=GatewayReplica,
-                arguments=(gateway_config(config, model), config.gateway.replicas, config.name, log_directory),
+                arguments=(gateway, config.gateway.replicas, config.name, site.log_directory),
                 replicas=config.gateway.replicas,
                 # where the routers are, and one file of accounts
-                address=router_node,
+                address=site.router_node,
                 leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
+                version=site.version,
             )
         )
-    return [*pools, router, *gateways]
+    return found
 
 
 def gateway_config(config: ClusterConfig, model: ModelConfig) -> GatewayProcessConfig:

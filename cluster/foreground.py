@@ -15,22 +15,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
+from baleen.config_file import from_dict
 from baleen.errors import BaleenError, CheckpointError, ConfigError
 from baleen.redis_config import RedisConfig
+from cluster.control import Control
 from cluster.embedded import EmbeddedRedis
 from cluster.headless import drain_all
 from cluster.marked import end_marked, mark_children
-from cluster.placement import ROUTER, plan, pools_and_router
 from cluster.rank_child import import_path
 from cluster.ray_environment import prepare_environment
 from cluster.redis_check import check_redis
 from cluster.run_state import RunState, StateFile, cache_directory
-from cluster.service import Service, ServiceState, service_name
-from cluster.watch import Watch
+from cluster.watch import PLACE_TIMEOUT_S, Watch
+
+if TYPE_CHECKING:
+    # imports Ray, which takes a second
+    from cluster.fleet import Fleet
 
 PREPARE_TIMEOUT_S = 600.0
 """Longest time for making or checking a checkpoint."""
@@ -39,12 +43,6 @@ HELPERS_PATIENCE_S = 3.0
 """How long Ray's helpers may outlive it."""
 
 LONGEST_ROOT = 24
-
-PLACE_TIMEOUT_S = 60.0
-"""Longest time for placing actors, beyond what the ranks may take."""
-
-FREED_S = 5.0
-"""Longest time for Ray to tell that something is free again."""
 
 _ERRORS: dict[int, type[BaleenError]] = {2: ConfigError, 3: CheckpointError}
 
@@ -64,6 +62,7 @@ class Foreground:
         self._undo = contextlib.ExitStack()
         self._state = RunState(name=config.name, pid=os.getpid())
         self._journal: object = None
+        self._rest: Callable[[float], None] | None = None
         self.abandoned_ray = False
         """Ray had lost its head at the end: this process can then end with os._exit only."""
 
@@ -75,7 +74,7 @@ class Foreground:
                 watch = self._start(state_file)
                 self._note(state_file, phase="ready")
                 on_ready()
-                watch.forever()
+                watch.forever(self._rest)
             except Stopped:
                 self._say("leaving: running requests may finish; once more to end at once")
             finally:
@@ -111,30 +110,44 @@ class Foreground:
         self._start_ray(directory)
         if preparation is not None:
             _wait_for(preparation)
-        services = self._deploy(model, self._state.redis, logs)
-        watch = self._watch(services, server, state_file)
+        fleet = self._deploy(self._state.redis, logs)
+        watch = self._watch(fleet, server, state_file)
         watch.until_up(config.group.start_timeout_s + PLACE_TIMEOUT_S)
+        control = self._undo.enter_context(Control(directory))
+        self._rest = lambda timeout_s: self._serve_request(control, fleet, watch, state_file, timeout_s)
         self._say(f"up after {time.monotonic() - begin:.1f} s")
         return watch
 
-    def _watch(self, services: Sequence[Service], redis: EmbeddedRedis | None, state_file: StateFile) -> Watch:
+    def _watch(self, fleet: Fleet, redis: EmbeddedRedis | None, state_file: StateFile) -> Watch:
         from cluster import ray_adapter
 
-        def tell(states: Sequence[ServiceState]) -> None:
-            groups = {state.name: (state.running, state.wanted) for state in states}
-            self._note(
-                state_file,
-                groups={pool.name: groups[service_name(self._config.name, pool.name)] for pool in self._config.pools},
-            )
-
         return Watch(
-            lambda: ray_adapter.states(services),
+            fleet.states,
             say=self._say,
-            tell=tell,
+            tell=lambda states: self._note(state_file, groups=fleet.groups(states)),
             redis=redis,
             head_answers=ray_adapter.head_answers,
             notice=lambda text: self._note(state_file, notice=text),
         )
+
+    def _serve_request(
+        self, control: Control, fleet: Fleet, watch: Watch, state_file: StateFile, timeout_s: float
+    ) -> None:
+        """Do what another command asks for, if one does within this time."""
+        request = control.wait(timeout_s)
+        if request is None:
+            return
+        error: BaleenError | None = None
+        self._note(state_file, notice="pools are being changed (baleen apply)")
+        try:
+            wanted = from_dict(ClusterConfig, request.content.get("config"), key="config")
+            afresh, in_place = (request.content.get(name) is True for name in ("afresh", "in_place"))
+            fleet.update(wanted, watch, request.say, afresh=afresh, in_place=in_place)
+        except BaleenError as failure:
+            error = failure
+            self._say(f"not applied: {failure}")
+        self._note(state_file, notice="")
+        request.end(error)
 
     def _note(self, state_file: StateFile, **changes: Any) -> None:
         """Let other commands see a change."""
@@ -178,38 +191,26 @@ class Foreground:
         # Ray has put a handler of its own in their place
         _take_signals()
 
-    def _deploy(self, model: ModelConfig, redis: RedisConfig, logs: Path) -> list[Service]:
-        from cluster import app, ray_adapter
+    def _deploy(self, redis: RedisConfig, logs: Path) -> Fleet:
+        from cluster import ray_adapter
+        from cluster.app import Site
+        from cluster.fleet import Fleet
 
         config = self._config
         # only a Ray of our own shares this machine's files
-        log_directory, router_node = str(logs), ""
+        site = Site(redis=redis, log_directory=str(logs))
         if config.ray.address:
-            log_directory, router_node = "", config.router.node or ray_adapter.node_address()
+            site = Site(redis=redis, router_node=config.router.node or ray_adapter.node_address())
             self._journal = ray_adapter.start_journal(config.name, str(logs))
-        self._require_room(router_node)
-        services = app.services(config, model, redis=redis, log_directory=log_directory, router_node=router_node)
+        fleet = Fleet(config, site, default_checkpoint(), self._say)
+        if config.ray.address:
+            fleet.end_leftovers()
+        fleet.require_room()
         if not config.ray.address:
             self._undo.callback(self._stop_serve)
-        self._undo.callback(self._undeploy, services)
-        ray_adapter.deploy(services)
-        return services
-
-    def _require_room(self, router_node: str) -> None:
-        """Raise ConfigError that names what is missing where; what another cluster had may soon be free."""
-        from cluster import ray_adapter
-
-        known = {node.address for node in ray_adapter.nodes()}
-        if router_node and router_node not in known:
-            raise ConfigError(f"router.node is {router_node!r}, must be one of Ray's: {', '.join(sorted(known))}")
-        pools, addresses = pools_and_router(self._config), {ROUTER: router_node} if router_node else {}
-        deadline = time.monotonic() + FREED_S
-        while unplaced := plan(pools, ray_adapter.nodes(), addresses=addresses).unplaced:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    "; ".join(f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced)
-                )
-            time.sleep(FREED_S / 10)
+        self._undo.callback(self._undeploy, fleet)
+        fleet.deploy()
+        return fleet
 
     def _end_headless(self) -> None:
         """What can be ended in order without Ray's head: the ranks of a Ray that was started here."""
@@ -222,10 +223,10 @@ class Foreground:
             self._say(f"Ray's head gives no answer, and ranks are ended without order: {error}")
 
     def _stop_serve(self) -> None:
-        from cluster import ray_adapter
+        from cluster import ray_adapter, serve_adapter
 
         if ray_adapter.head_answers():
-            ray_adapter.stop_serve()
+            serve_adapter.stop_serve()
 
     def _leave_ray(self) -> None:
         from cluster import ray_adapter
@@ -236,15 +237,13 @@ class Foreground:
             ray_adapter.abandon()
             self.abandoned_ray = True
 
-    def _undeploy(self, services: Sequence[Service]) -> None:
+    def _undeploy(self, fleet: Fleet) -> None:
         from cluster import ray_adapter
 
-        if not ray_adapter.head_answers():
+        if ray_adapter.head_answers():
+            fleet.undeploy()
+        else:
             self._end_headless()
-            return
-        left = ray_adapter.undeploy(services)
-        if left:
-            self._say(f"not gone in time, and ended by force: {', '.join(left)}")
 
 
 def temporary_root() -> Path:

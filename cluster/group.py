@@ -73,6 +73,7 @@ class GroupPlan:
     """What every group of a pool is built from.
 
     cluster: name under which ranks announce themselves. local_host: address of every rank; empty: that of its node.
+    spare: groups that there may be beside those of the pool, while these take the place of others.
     """
 
     cluster: str
@@ -85,6 +86,12 @@ class GroupPlan:
     transfer: TransferConfig = field(default_factory=TransferConfig)
     local_host: str = ""
     log_directory: str = ""
+    spare: int = 0
+
+    @property
+    def most_groups(self) -> int:
+        """How many groups of the pool there may be at once."""
+        return self.pool.most_groups + self.spare
 
 
 class RankGroup:
@@ -248,7 +255,11 @@ class GroupReplica:
         self._plan = plan
         self._group: RankGroup | None = None
         number, ranks = ray_adapter.rank_actors(
-            plan.cluster, plan.pool, host=plan.local_host, log_directory=plan.log_directory or None
+            plan.cluster,
+            plan.pool,
+            most_groups=plan.most_groups,
+            host=plan.local_host,
+            log_directory=plan.log_directory or None,
         )
         send_log = None if plan.log_directory else ray_adapter.journal(plan.cluster)
         self._group = RankGroup(plan, number, ranks, first_of=ray_adapter.first_of, send_log=send_log)

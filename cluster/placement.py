@@ -6,11 +6,14 @@ Ray places for real; this says beforehand whether it can, and if not, what is mi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baleen.cluster_config import ClusterConfig, PoolConfig
 
 GIB = 1 << 30
+
+MOST_NAMED = 4
+"""Holders of a resource that an error names."""
 
 ROUTER = "router"
 """Stands for the router's service among the pools; no pool has this name."""
@@ -34,12 +37,21 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """What somebody has of a machine, and who, for people."""
+
+    by: str
+    what: Resources
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A machine and what it has free."""
+    """A machine, what it has free, and who has the rest, as far as that is known."""
 
     node_id: str
     address: str
     free: Resources
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +142,42 @@ def plan(
         placed[pool.name, group] = PlacedGroup(pool.name, group, tuple(free[node_id] for node_id in ordered))
         for node_id in ordered:
             node = free[node_id]
-            free[node_id] = Node(node_id, node.address, node.free.minus(need))
+            taken = (*node.taken, Taken(f"pool {pool.name} of this cluster", need))
+            free[node_id] = replace(node, free=node.free.minus(need), taken=taken)
     keys = [(pool.name, group) for pool, group in wanted]
     return Plan(
         tuple(placed[key] for key in keys if key in placed), tuple(unplaced[key] for key in keys if key in unplaced)
     )
 
 
-def shortages(need: Resources, free: Resources) -> list[str]:
-    """What of `need` is more than `free`, for people."""
+def shortages(need: Resources, free: Resources, taken: Sequence[Taken] = ()) -> list[str]:
+    """What of `need` is more than `free`, and who has it, for people."""
     # sums of shares such as 0.1 miss by a rounding error
     slack = 1e-6
     found = []
     if need.cpus > free.cpus + slack:
-        found.append(f"CPU: needs {need.cpus:g}, free {max(0.0, free.cpus):g}")
+        held = _holders([(taker.by, taker.what.cpus) for taker in taken])
+        found.append(f"CPU: needs {need.cpus:g}, free {max(0.0, free.cpus):g}{held}")
     if need.gpus > free.gpus + slack:
-        found.append(f"GPU: needs {need.gpus:g}, free {max(0.0, free.gpus):g}")
+        held = _holders([(taker.by, taker.what.gpus) for taker in taken])
+        found.append(f"GPU: needs {need.gpus:g}, free {max(0.0, free.gpus):g}{held}")
     if need.memory_bytes > free.memory_bytes + slack:
+        held = _holders([(taker.by, taker.what.memory_bytes / GIB) for taker in taken], unit=" GiB", digits=2)
         found.append(
-            f"memory: needs {need.memory_bytes / GIB:.2f} GiB, free {max(0.0, free.memory_bytes) / GIB:.2f} GiB"
+            f"memory: needs {need.memory_bytes / GIB:.2f} GiB, free {max(0.0, free.memory_bytes) / GIB:.2f} GiB{held}"
         )
     return found
+
+
+def _holders(amounts: Sequence[tuple[str, float]], *, unit: str = "", digits: int = 4) -> str:
+    """Who has how much of something, those with the most first."""
+    sums: dict[str, float] = {}
+    for by, amount in amounts:
+        sums[by] = sums.get(by, 0.0) + amount
+    most = sorted(((amount, by) for by, amount in sums.items() if round(amount, digits) > 0), reverse=True)
+    shown = ", ".join(f"{by} has {round(amount, digits):g}{unit}" for amount, by in most[:MOST_NAMED])
+    rest = f" and {len(most) - MOST_NAMED} more" if len(most) > MOST_NAMED else ""
+    return f" ({shown}{rest})" if shown else ""
 
 
 def _size(pool: PoolConfig) -> tuple[float, float, float]:
@@ -196,14 +223,17 @@ def _reason(pool: PoolConfig, need: Resources, nodes: Sequence[Node], *, num_pla
         asked = _times(need, pool.ep) if together else need
         nearest = min(nodes, key=lambda node: (len(shortages(asked, node.free)), -node.free.cpus))
         room = f"all {pool.ep} ranks" if together else "a rank"
-        lacks = "; ".join(shortages(asked, nearest.free))
+        lacks = "; ".join(shortages(asked, nearest.free, nearest.taken))
         return f"no node has room for {room}; the nearest, {nearest.address}, lacks {lacks}"
     total = Resources(
         sum(node.free.cpus for node in nodes),
         sum(node.free.gpus for node in nodes),
         sum(node.free.memory_bytes for node in nodes),
     )
-    lacks = "; ".join(shortages(_times(need, pool.ep), total)) or "what is free lies in pieces too small for a rank"
+    taken = [taker for node in nodes for taker in node.taken]
+    lacks = (
+        "; ".join(shortages(_times(need, pool.ep), total, taken)) or "what is free lies in pieces too small for a rank"
+    )
     return f"the cluster has room for {num_placed} of {pool.ep} ranks; {lacks}"
 
 

@@ -1,4 +1,4 @@
-"""Ray, as far as the rest of baleen knows it: the only module that imports it, imported only where it is used."""
+"""Ray but for Serve, as far as the rest of baleen knows it. Imported only where it is used, since it imports Ray."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import contextlib
 import itertools
 import logging
 import time
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.util import get_current_placement_group, placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -23,30 +20,29 @@ from baleen.cluster_config import PoolConfig
 from baleen.config import RankConfig
 from baleen.errors import BaleenError, ConfigError
 from cluster.journal import Journal, Send
-from cluster.placement import Node, Resources, rank_need, rank_order
+from cluster.placement import Node, Resources, Taken, rank_need, rank_order
 from cluster.rank_launcher import RankLauncher
-from cluster.service import Service, ServiceState
 
 APPLICATION = "baleen"
 CALL_TIMEOUT_S = 60.0
 """Longest wait for an actor's answer that takes no work."""
 
-_HEALTH_PERIOD_S = 0.5
-_STARTS = 3
+_SERVE_PREFIX = "SERVE_REPLICA::"
+"""Before the name of a service, in the name of the placement group of one of its replicas."""
+
 _POLL_S = 0.1
-_LEAVE_SLACK_S = 10.0
 _CLAIM_S = 15.0
 """Longest wait for a group that leaves to give its number free; Ray takes 12.5 s to know that a node is lost."""
 
 _HEAD_TIMEOUT_S = 3.0
 """A head that takes longer for the least of questions is taken for lost, until it answers."""
 
-_REPORT_PERIOD_S = 1.0
-"""How often a group that scales reports its load."""
-
 
 def start_here(*, num_cpus: float, directory: str) -> None:
-    """Start a Ray of this process's own, which ends with it. directory: short path for its files and sockets."""
+    """Start a Ray of this process's own, which ends with it. directory: short path for its files and sockets.
+
+    Raises ConfigError if it does not start.
+    """
     _connect(address="local", num_cpus=num_cpus, _temp_dir=directory)
 
 
@@ -64,7 +60,8 @@ def _connect(**arguments: Any) -> None:
             namespace=APPLICATION,
             **arguments,
         )
-    except (RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:
+        # of no kind of its own where a machine is too busy for Ray to start within half a minute
         raise ConfigError(f"Ray at {arguments['address']} cannot be used: {error}") from error
 
 
@@ -109,17 +106,33 @@ def node_address() -> str:
 
 
 def nodes() -> list[Node]:
-    """The nodes that live and what they have free; of what ended a moment ago Ray may not know yet."""
+    """The nodes that live, what they have free and who has the rest; of what just ended Ray may not know yet."""
     free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return [
-        Node(
-            node_id=node["NodeID"],
-            address=node["NodeManagerAddress"],
-            free=Resources(*(free.get(node["NodeID"], {}).get(name, 0.0) for name in ("CPU", "GPU", "memory"))),
-        )
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
+    taken: dict[str, list[Taken]] = {}
+    for group in placement_group_table().values():
+        for bundle, node_id in group["bundles_to_node_id"].items():
+            if group["state"] != "REMOVED" and node_id:
+                taken.setdefault(node_id, []).append(Taken(_owner(group), _resources(group["bundles"][bundle])))
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            node_id, left = node["NodeID"], _resources(free.get(node["NodeID"], {}))
+            known = taken.get(node_id, [])
+            rest = _resources(node["Resources"]).minus(left)
+            for taker in known:
+                rest = rest.minus(taker.what)
+            found.append(Node(node_id, node["NodeManagerAddress"], left, (*known, Taken("others", rest))))
+    return found
+
+
+def _resources(amounts: Mapping[str, float]) -> Resources:
+    return Resources(*(amounts.get(name, 0.0) for name in ("CPU", "GPU", "memory")))
+
+
+def _owner(group: Mapping[str, Any]) -> str:
+    """Whose a placement group is: the service, of one that Serve has made, else its name."""
+    name = str(group["name"]).removeprefix(_SERVE_PREFIX)
+    return name.partition("#")[0] or f"placement group {group['placement_group_id'][:8]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +220,13 @@ class _Launcher(RankLauncher):
         return self.host
 
 
-def rank_actors(cluster: str, pool: PoolConfig, *, host: str, log_directory: str | None) -> tuple[int, list[RankActor]]:
+def rank_actors(
+    cluster: str, pool: PoolConfig, *, most_groups: int, host: str, log_directory: str | None
+) -> tuple[int, list[RankActor]]:
     """Start one actor in each bundle of this replica's placement group; the group's number, and they in rank order.
 
-    host: address of every rank; empty: that of its node. The number is the least that no living group of the pool has;
-    Serve's own number of a replica changes when others leave.
+    host: address of every rank; empty: that of its node. The number is the least that no living group of the pool has,
+    below most_groups if one is soon free; Serve's own number of a replica changes when others leave.
     """
     group = get_current_placement_group()
     assert group is not None, "a replica of a pool owns a placement group"
@@ -229,7 +244,7 @@ def rank_actors(cluster: str, pool: PoolConfig, *, host: str, log_directory: str
         return remote.options(scheduling_strategy=strategy, **options, **named).remote(cluster, host, log_directory)
 
     first, *others = rank_order(bundle_nodes)
-    number, actor = _claim(f"{cluster}/{pool.name}", pool.most_groups, lambda name: start(first, name=name))
+    number, actor = _claim(f"{cluster}/{pool.name}", most_groups, lambda name: start(first, name=name))
     actors = [RankActor(0, bundle_nodes[first], actor)]
     actors += [RankActor(rank, bundle_nodes[bundle], start(bundle)) for rank, bundle in enumerate(others, 1)]
     return number, actors
@@ -284,104 +299,3 @@ def journal(cluster: str) -> Send | None:
 
 def _journal(cluster: str) -> str:
     return f"{cluster}/journal"
-
-
-def deploy(services: Sequence[Service]) -> None:
-    """Start Serve without proxies, since no token passes through it, and all services at once. Does not wait."""
-    # what goes wrong stands in the states; the rest is of no use to whoever waits
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
-    serve.run_many(
-        [serve.RunTarget(target=_application(service), name=service.name, route_prefix=None) for service in services],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
-
-
-def _application(service: Service) -> Any:
-    placed: dict[str, Any] = {}
-    # every node has one of its own address, also one that comes in the place of another
-    at_address = {f"node:{service.address}": 0.001} if service.address else {}
-    if service.bundles:
-        placed = {
-            "placement_group_bundles": list(service.bundles),
-            "placement_group_strategy": service.strategy.upper(),
-        }
-    deployment: Any = serve.deployment(
-        service.kind,
-        name=service.name,
-        ray_actor_options={"num_cpus": service.cpus, "resources": at_address},
-        health_check_period_s=_HEALTH_PERIOD_S,
-        health_check_timeout_s=30.0,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=service.leave_s,
-        max_constructor_retry_count=_STARTS,
-        **placed,
-        **_number_of_replicas(service),
-    )
-    return deployment.bind(*service.arguments)
-
-
-def _number_of_replicas(service: Service) -> dict[str, Any]:
-    target = service.target
-    if target is None:
-        return {"num_replicas": service.replicas}
-    with warnings.catch_warnings():
-        # Serve means to replace the setting by a variable of the environment, which would hold for all pools
-        warnings.simplefilter("ignore", DeprecationWarning)
-        scaling = AutoscalingConfig(
-            min_replicas=target.min_groups,
-            max_replicas=target.max_groups,
-            metrics_interval_s=_REPORT_PERIOD_S,
-            look_back_period_s=5 * _REPORT_PERIOD_S,
-            # the policy keeps its own time
-            upscale_delay_s=0.0,
-            downscale_delay_s=0.0,
-            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-                policy_function="cluster.scaling_policy.GroupScaling", policy_kwargs=asdict(target)
-            ),
-        )
-    return {"autoscaling_config": scaling}
-
-
-def states(services: Sequence[Service]) -> list[ServiceState]:
-    """How far each service is."""
-    applications = serve.status().applications
-    found = []
-    for service in services:
-        application = applications.get(service.name)
-        deployment = application.deployments.get(service.name) if application is not None else None
-        if deployment is None:
-            text = application.message if application is not None else ""
-            state = str(application.status.value) if application is not None else "NOT_STARTED"
-            found.append(ServiceState(service.name, state, 0, service.replicas, text))
-            continue
-        counts = {str(state): count for state, count in deployment.replica_states.items()}
-        # of one that scales, what there is beyond the least was asked for
-        wanted = service.replicas
-        if service.target is not None:
-            wanted = max(wanted, sum(count for state, count in counts.items() if state != "STOPPING"))
-        found.append(
-            ServiceState(
-                service.name, str(deployment.status.value), counts.get("RUNNING", 0), wanted, deployment.message
-            )
-        )
-    return found
-
-
-def undeploy(services: Sequence[Service]) -> list[str]:
-    """End these services, each replica in order; returns the names of those that were not gone in time."""
-    for service in services:
-        serve.delete(service.name, _blocking=False)
-    deadline = time.monotonic() + max((service.leave_s for service in services), default=0.0) + _LEAVE_SLACK_S
-    left = [service.name for service in services]
-    while left and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-        applications = serve.status().applications
-        left = [name for name in left if name in applications]
-    return left
-
-
-def stop_serve() -> None:
-    """End Serve itself, with whatever it still runs; for a Ray of one's own only."""
-    serve.shutdown()  # type: ignore[no-untyped-call]

@@ -11,13 +11,20 @@ from baleen.errors import BaleenError, CheckpointError, ConfigError
 from baleen.text.tokenizer_files import TOKENIZER_FILE
 from cluster.scaling import Target
 
+ABSENT = "NOT_STARTED"
+"""The state of a service that Serve does not know, or no more."""
+
 _FINAL = {kind.__name__: kind for kind in (ConfigError, CheckpointError)}
 _OURS = f"{BaleenError.__module__}."
 
 
-def service_name(cluster: str, part: str) -> str:
-    """Name of a pool's or the router's service; other clusters may run on the same Ray."""
-    return f"{cluster}-{part}"
+def service_name(cluster: str, part: str, generation: int = 1) -> str:
+    """Name of a pool's or the router's service; other clusters may run on the same Ray.
+
+    No name of a cluster or a part has a dot, so that no two clusters share one. generation: counts the services that a
+    pool has had, of which two run side by side while one takes the place of the other.
+    """
+    return f"{cluster}.{part}" + (f"@{generation}" if generation > 1 else "")
 
 
 def serves_http(config: ClusterConfig) -> bool:
@@ -32,7 +39,8 @@ class Service:
     """A deployment: `replicas` objects of a class, each with the same arguments. bundles: each owns a placement group.
 
     address: of the node that all replicas run on; empty: any. leave_s: time that a replica may take to go.
-    target: how their number follows their load, which begins with `replicas`; None: it does not.
+    target: how their number follows their load, which begins with `replicas`; None: it does not. version: a service
+    that is deployed again under the same one keeps the replicas that it has, whatever else changes.
     """
 
     name: str
@@ -45,17 +53,27 @@ class Service:
     address: str = ""
     leave_s: float = 20.0
     target: Target | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """How far a service is. state: Serve's own word. message: the last thing that went wrong, or an empty text."""
+    """How far a service is. state: Serve's own word. message: the last thing that went wrong, or an empty text.
+
+    leaving: replicas that have been told to go, and are not among the running.
+    """
 
     name: str
     state: str
     running: int
     wanted: int
     message: str
+    leaving: int = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether Serve knows it."""
+        return self.state != ABSENT
 
     @property
     def up(self) -> bool:

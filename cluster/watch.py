@@ -6,13 +6,16 @@ It asks Serve, and keeps nothing that Serve knows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from baleen.errors import BaleenError
 from cluster.service import ServiceState
 
 HEAD_LOST = "Ray's head gives no answer: what runs goes on, but nothing that is lost comes back"
+
+PLACE_TIMEOUT_S = 60.0
+"""Longest time for placing actors, beyond what the ranks may take."""
 
 POLL_S = 0.1
 WATCH_S = 1.0
@@ -58,10 +61,10 @@ class Watch:
         self._known: dict[str, ServiceState] = {}
         self._redis_failed = False
 
-    def until_up(self, timeout_s: float) -> None:
-        """Wait until every service is up. Raises the reason as soon as it is known that one never will be."""
+    def until_up(self, timeout_s: float, names: Collection[str] | None = None) -> None:
+        """Wait until these services, or all, are up. Raises the reason as soon as one is known never to be."""
         deadline = self._now() + timeout_s
-        while waiting := [state for state in self._look() if not state.up]:
+        while waiting := [state for state in self._look() if not state.up and (names is None or state.name in names)]:
             for state in waiting:
                 if state.final_error is not None:
                     raise type(state.final_error)(f"{state.name} does not start: {state.final_error}")
@@ -71,11 +74,22 @@ class Watch:
                 raise BaleenError(f"{waiting[0].name} is not up in time: {waiting[0].state} {waiting[0].message}")
             self._pause(POLL_S)
 
-    def forever(self) -> None:
-        """Say what changes, until `pause` or a signal raises."""
+    def until(self, done: Callable[[Mapping[str, ServiceState]], bool], timeout_s: float, what: str) -> None:
+        """Wait until `done`, of the states by name. Raises BaleenError that names `what` when that takes too long."""
+        deadline = self._now() + timeout_s
+        while not done({state.name: state for state in self._look()}):
+            if self._now() > deadline:
+                raise BaleenError(f"{what} is still there after {timeout_s:g} s")
+            self._pause(POLL_S)
+
+    def forever(self, rest: Callable[[float], None] | None = None) -> None:
+        """Say what changes, until a signal raises. rest: what is done between two looks, for about that time."""
         self._is_up = True
+        rest = rest or self._pause
         while True:
-            for state in self._look():
+            states = self._look()
+            self._known = {state.name: self._known[state.name] for state in states if state.name in self._known}
+            for state in states:
                 before = self._known.get(state.name)
                 if before is not None and (before.up, before.wanted) != (state.up, state.wanted):
                     self._say(
@@ -84,7 +98,7 @@ class Watch:
                         else f"{state.name}: {state.running} of {state.wanted} up; {state.message or state.state}"
                     )
                 self._known[state.name] = state
-            self._pause(WATCH_S)
+            rest(WATCH_S)
 
     def _look(self) -> Sequence[ServiceState]:
         self._tend_redis()

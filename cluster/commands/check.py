@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
 from baleen.errors import ConfigError
 from baleen.model_spec import load_model_spec, model_spec_from_config
-from cluster.check import check
+from cluster.check import CheckReport, check
 from cluster.commands.cluster_options import add_cluster_options, read_cluster
 from cluster.nodes import this_machine
 from workers.model.make_checkpoint import PRESETS, CheckpointRecipe
@@ -26,12 +27,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; exit code 2 if a rule is violated. Raises ConfigError on a file that cannot be read."""
-    config = read_cluster(args, args.file)
+    report = report_of(read_cluster(args, args.file), place=True)
+    sys.stdout.write(report.text())
+    return ConfigError.exit_code if report.violations else os.EX_OK
+
+
+def report_of(config: ClusterConfig, *, place: bool) -> CheckReport:
+    """The report. place: whether it is to find room for everything on this machine, where no other Ray is named."""
     if config.model is not None:
         model, spec = config.model, load_model_spec(Path(config.model.path))
     else:
         model = ModelConfig(path="small")
         spec = model_spec_from_config(CheckpointRecipe(config=PRESETS["small"]).full_config(), source="small")
-    report = check(config, model, spec, None if config.ray.address else [this_machine()])
-    sys.stdout.write(report.text())
-    return ConfigError.exit_code if report.violations else os.EX_OK
+    return check(config, model, spec, [this_machine()] if place and not config.ray.address else None)

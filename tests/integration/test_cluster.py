@@ -23,22 +23,31 @@ model: {path: model}
 pools:
   - {name: prefill, role: prefill, ep: 2, cache: {num_blocks: 64}}
   - {name: decode, role: decode, ep: 2, cache: {num_blocks: 64}}
-group: {start_timeout_s: 90, drain_timeout_s: 10}
+group: {start_timeout_s: 240, drain_timeout_s: 10}
 """
+
+
+UPDATES = {
+    "moved": CONFIG + "router: {port: 9001}\n",
+    "larger": CONFIG.replace(
+        "ep: 2, cache: {num_blocks: 64}}\ngroup", "ep: 2, cache: {num_blocks: 96}}\ngroup"
+    ).replace("group:", "  - {name: extra, role: mixed, cache: {num_blocks: 64}}\ngroup:"),
+}
+UPDATES["smaller"] = "".join(line for line in UPDATES["larger"].splitlines(keepends=True) if "extra" not in line)
 
 
 SCALES = """
 model: {path: model}
 pools:
   - {name: all, role: mixed, max_groups: 2, quiet_s: 3, cache: {num_blocks: 64}, engine: {max_running: 4}}
-group: {start_timeout_s: 90, drain_timeout_s: 30}
+group: {start_timeout_s: 240, drain_timeout_s: 30}
 """
 
 
 HEADLESS = """
 model: {path: model}
 pools: [{name: all, role: mixed, cache: {num_blocks: 64}}]
-group: {start_timeout_s: 90, drain_timeout_s: 5}
+group: {start_timeout_s: 240, drain_timeout_s: 5}
 """
 
 
@@ -48,6 +57,8 @@ def directory(tmp_path_factory) -> Path:
     recipe = replace(golden_recipe("dev_bf16.golden"), tokenizer="bytes")
     make_checkpoint(directory / "model", recipe, progress=False)
     (directory / "cluster.yaml").write_text(CONFIG)
+    for name, text in UPDATES.items():
+        (directory / f"{name}.yaml").write_text(text)
     return directory
 
 
@@ -59,7 +70,7 @@ def seen(directory) -> dict[str, Any]:
 def scenario(directory: Path, *words: str, config: Path | None = None) -> dict[str, Any]:
     arguments = [str(directory), str(config or directory / "cluster.yaml"), *words]
     command = namespace_command("tests.support.cluster_scenario", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -123,6 +134,29 @@ def test_a_killed_redis_comes_back_and_all_ranks_are_found_again(seen):
 def test_one_name_runs_once(seen):
     code, _, errors = seen["second_up"]
     assert code == 2 and "a cluster named 'default' runs already" in errors
+
+
+def test_pools_change_group_by_group_while_requests_go_on(seen):
+    code, text, errors = seen["apply_larger"]
+    assert (code, text) == (0, "cluster default is as wanted\n"), errors
+    before, after = seen["ranks_before_apply"], seen["ranks_larger"]
+    assert epochs(before, "prefill/0") == epochs(after, "prefill/0")
+    pools = {rank["info"]["pool"]: rank["info"] for rank in after}
+    assert (pools["decode"]["num_blocks"], pools["prefill"]["num_blocks"]) == (96, 64)
+    assert len({rank["info"]["epoch"] for rank in after}) == 3 and "extra" in pools
+    # both were there before the old one left
+    assert errors.index("starting default.decode@2") < errors.index("leaving: default.decode")
+    assert seen["apply_smaller"][0] == 0
+    assert {rank["info"]["epoch"] for rank in seen["ranks_smaller"]} == {
+        rank["info"]["epoch"] for rank in after if rank["info"]["pool"] != "extra"
+    }
+    assert len(seen["applied_alike"]) >= 3 and all(seen["applied_alike"])
+
+
+def test_what_cannot_change_is_refused_by_name(seen):
+    code, _, errors = seen["apply_moved"]
+    assert code == 2 and "router.port would change from 9000 to 9001" in errors
+    assert seen["ranks_moved"] and "starting" not in errors
 
 
 def test_down_leaves_nothing_behind(seen):

@@ -31,7 +31,8 @@ from tests.support.golden_client import golden_client
 from tests.support.models import golden_cases
 from tests.support.namespace import processes_here
 
-LONG = 200
+LONG, MEDIUM = 200, 60
+CALL_TIMEOUT_S = 240.0
 PROMPT = "The whale surfaced. " * 20
 ADDRESS = "127.0.0.1:9000"
 
@@ -39,8 +40,8 @@ ADDRESS = "127.0.0.1:9000"
 class Scenario:
     """One run. up_timeout_s, back_timeout_s: longest wait for the cluster, and for what was lost to be back."""
 
-    up_timeout_s = 120.0
-    back_timeout_s = 120.0
+    up_timeout_s = 400.0
+    back_timeout_s = 180.0
 
     def __init__(self, directory: Path, config: Path) -> None:
         self._directory = directory
@@ -74,6 +75,8 @@ class Scenario:
             assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
             if part == "scales":
                 asyncio.run(self._scale(seen))
+            elif part == "update":
+                asyncio.run(self._update(seen))
             elif part == "headless":
                 asyncio.run(self._lose_head(seen))
             elif part == "nodes":
@@ -89,6 +92,7 @@ class Scenario:
                 seen["golden"] = {state: asyncio.run(_golden()) for state in ("cold", "warm")}
                 seen["second_up"] = self._baleen("up", "--config", str(self._config))
                 self._use(seen)
+                asyncio.run(self._update(seen))
                 seen["pss_mb"] = sum(map(_pss_kb, (pid for pid, _ in processes_here()))) // 1024
             seen["down"] = self._baleen("down")
             seen["up_code"] = up.wait(10.0)
@@ -144,6 +148,21 @@ class Scenario:
         seen["all_alike"] = all(answer == alone for answer in answers)
         seen["answers"] = len(answers)
 
+    async def _update(self, seen: dict[str, Any]) -> None:
+        """Other files while requests go on: what cannot be, then a pool changed and one more, then one fewer."""
+        alone = await _generate(MEDIUM)
+        before = await asyncio.to_thread(self._ranks)
+        ends = asyncio.Event()
+        clients = [asyncio.create_task(_generate_until(ends, MEDIUM)) for _ in range(3)]
+        for name in ("moved", "larger", "smaller"):
+            config = self._config.with_name(f"{name}.yaml")
+            seen[f"apply_{name}"] = await asyncio.to_thread(self._baleen, "apply", "--config", str(config), wait_s=240)
+            seen[f"ranks_{name}"] = await asyncio.to_thread(self._ranks)
+        seen["ranks_before_apply"] = before
+        ends.set()
+        answers = [answer for client in clients for answer in await client]
+        seen["applied_alike"] = [answer == alone for answer in answers]
+
     async def _lose_head(self, seen: dict[str, Any]) -> None:
         """Kill Ray's head while a request runs; another one once that is known."""
         [head] = [pid for pid, words in processes_here() if words.split()[0].endswith("/gcs_server")]
@@ -182,8 +201,10 @@ class Scenario:
             assert time.monotonic() < deadline, f"not back: {ranks} {said[-2000:]}"
         return ranks
 
-    def _baleen(self, *words: str) -> tuple[int, str, str]:
-        done = subprocess.run(self._command(*words), capture_output=True, text=True, env=self._environment, timeout=60)
+    def _baleen(self, *words: str, wait_s: float = 60.0) -> tuple[int, str, str]:
+        done = subprocess.run(
+            self._command(*words), capture_output=True, text=True, env=self._environment, timeout=wait_s
+        )
         return done.returncode, done.stdout, done.stderr
 
     @staticmethod
@@ -202,11 +223,11 @@ def _replaced(group: str, before: list[dict[str, Any]], count: int) -> Callable[
     return good
 
 
-async def _generate_until(end: asyncio.Event) -> list[dict[str, Any]]:
+async def _generate_until(end: asyncio.Event, num_tokens: int = LONG) -> list[dict[str, Any]]:
     """One request after the other until told to end."""
     answers = []
     while not end.is_set():
-        answers.append(await _generate(LONG))
+        answers.append(await _generate(num_tokens))
     return answers
 
 
@@ -223,15 +244,17 @@ def _chat() -> dict[str, Any]:
     return answer
 
 
-async def _generate(num_tokens: int = 12, *, at_first: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    async with open_channel(ADDRESS) as channel:
+async def _generate(
+    num_tokens: int = 12, *, at_first: Callable[[], None] = lambda: None, address: str = ADDRESS
+) -> dict[str, Any]:
+    async with open_channel(address) as channel:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         request = inference_pb2.GenerateRequest(
             text=PROMPT,
             sampling=common_pb2.SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
         )
         tokens: list[int] = []
-        async for message in stub.Generate(request, timeout=60):
+        async for message in stub.Generate(request, timeout=CALL_TIMEOUT_S):
             if message.delta.token_ids and not tokens:
                 at_first()
             tokens += message.delta.token_ids

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baleen.cluster_config import ClusterConfig, PoolConfig, RouterConfig
-from cluster.placement import GIB, Node, Resources, bundles, plan, pools_and_router, rank_need, rank_order
+from cluster.placement import GIB, Node, Resources, Taken, bundles, plan, pools_and_router, rank_need, rank_order
 
 
 def node(name: str, cpus: float, gpus: float = 0, gib: float = 64) -> Node:
@@ -132,3 +132,26 @@ def test_no_node_gives_more_than_it_has_and_every_group_has_one_answer(sizes, ro
             left[name] = left[name].minus(rank_need(asked))
     assert all(free.cpus > -1e-6 and free.gpus >= 0 for free in left.values())
     assert all(group.reason for group in result.unplaced)
+
+
+def test_who_has_what_is_missing_is_named():
+    taken = (
+        Taken("west.decode", Resources(0.4, 0, 0)),
+        Taken("west.decode", Resources(0.4, 0, 0)),
+        Taken("others", Resources(0.2, 2, 3 * GIB)),
+    )
+    full = Node("n", "10.0.0.1", Resources(1.0, 0, 0), taken)
+    [unplaced] = plan([PoolConfig(name="p", role="mixed", cpus_per_rank=2, gpus_per_rank=1)], [full]).unplaced
+    assert unplaced.reason == (
+        "no node has room for a rank; the nearest, 10.0.0.1, lacks CPU: needs 2, free 1 (west.decode has 0.8, others "
+        "has 0.2); GPU: needs 1, free 0 (others has 2)"
+    )
+
+
+def test_what_the_cluster_itself_takes_is_named_too():
+    full = Node("n", "10.0.0.1", Resources(3.0, 0, 0), tuple(Taken(f"w{n}", Resources(n, 0, 0)) for n in range(1, 8)))
+    pools = [PoolConfig(name=name, role="mixed", cpus_per_rank=2) for name in ("a", "b")]
+    [unplaced] = plan(pools, [full]).unplaced
+    assert "CPU: needs 2, free 1 (w7 has 7, w6 has 6, w5 has 5, w4 has 4 and 4 more)" in unplaced.reason
+    [small] = plan(pools, [Node("n", "10.0.0.1", Resources(3.0, 0, 0))]).unplaced
+    assert "free 1 (pool a of this cluster has 2)" in small.reason or "(pool b of this cluster has 2)" in small.reason

@@ -66,7 +66,7 @@ def test_a_head_that_is_lost_while_it_starts_is_the_reason():
 
 
 def state(running, wanted, word="UPDATING", message=""):
-    return ServiceState("default-decode", word, running, wanted, message)
+    return ServiceState("default.decode", word, running, wanted, message)
 
 
 UP = state(2, 2, "HEALTHY")
@@ -81,7 +81,7 @@ def test_it_is_up_when_all_is():
 @pytest.mark.parametrize("kind", [ConfigError, CheckpointError])
 def test_what_no_further_try_can_mend_is_final(kind):
     made, _, _ = watch([[state(0, 2)], [state(0, 2, message=TRACEBACK.format(f"{kind.__name__}: rank 0: x is 3: no"))]])
-    with pytest.raises(kind, match="default-decode does not start: rank 0: x is 3: no"):
+    with pytest.raises(kind, match=r"default\.decode does not start: rank 0: x is 3: no"):
         made.until_up(100.0)
 
 
@@ -95,7 +95,7 @@ def test_what_may_pass_is_tried_until_serve_gives_up():
 
 def test_the_wait_is_bounded():
     made, _, _ = watch([[state(1, 2)]] * 1000)
-    with pytest.raises(BaleenError, match="default-decode is not up in time: UPDATING"):
+    with pytest.raises(BaleenError, match=r"default\.decode is not up in time: UPDATING"):
         made.until_up(10.0)
 
 
@@ -104,7 +104,7 @@ def test_a_change_is_said_once():
     made, said, _ = watch([[UP], [UP], [lost], [lost], [UP]])
     with pytest.raises(Enough):
         made.forever()
-    assert said == ["default-decode: 1 of 2 up; rank 1 was killed", "default-decode: all 2 up again"]
+    assert said == ["default.decode: 1 of 2 up; rank 1 was killed", "default.decode: all 2 up again"]
 
 
 def test_redis_is_started_again_and_a_failure_said_once():

@@ -1,0 +1,161 @@
+"""Everything that Serve runs for one cluster, and the owner of it: deployed, changed while it runs, ended."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from baleen.cluster_config import ClusterConfig, PoolConfig
+from baleen.errors import ConfigError
+from cluster import ray_adapter, serve_adapter
+from cluster.app import Site, pool_services, serving_services
+from cluster.changes import model_of, require_changeable, require_same_text
+from cluster.placement import ROUTER, plan, pools_and_router
+from cluster.rollout import Rollout
+from cluster.service import Service, ServiceState
+from cluster.watch import PLACE_TIMEOUT_S, Watch
+
+FREED_S = 5.0
+"""Longest time for Ray to tell that something is free again."""
+
+_LEAVE_SLACK_S = 15.0
+
+
+class Fleet:
+    """The services of a cluster. default: the checkpoint where the configuration names none."""
+
+    def __init__(self, config: ClusterConfig, site: Site, default: Path, say: Callable[[str], None]) -> None:
+        self.config = config
+        self._site = replace(site, version=secrets.token_hex(4))
+        self._default = default
+        self._say = say
+        model = model_of(config, default)
+        self._serving = serving_services(config, model, self._site)
+        self._pools = pool_services(config, model, self._site)
+        self._rollout: Rollout | None = None
+        self._listener: Callable[[str], None] = lambda text: None
+
+    @property
+    def services(self) -> list[Service]:
+        """All that there are now."""
+        return [service for services in self._live().values() for service in services] + self._serving
+
+    def require_room(self) -> None:
+        """Raise ConfigError that names what is missing where; what another cluster had may soon be free."""
+        known = {node.address for node in ray_adapter.nodes()}
+        router_node = self._site.router_node
+        if router_node and router_node not in known:
+            raise ConfigError(f"router.node is {router_node!r}, must be one of Ray's: {', '.join(sorted(known))}")
+        addresses = {ROUTER: router_node} if router_node else {}
+        if reasons := self.unplaced(pools_and_router(self.config), addresses):
+            raise ConfigError("; ".join(reasons))
+
+    def end_leftovers(self) -> None:
+        """End what a cluster of this name has left on a Ray that goes on, should its `baleen up` have been killed."""
+        if left := serve_adapter.deployed(self.config.name):
+            self._say(f"ending what a former cluster of this name has left: {', '.join(left)}")
+            serve_adapter.undeploy([Service(name=name, kind=object, arguments=(), replicas=0) for name in left])
+
+    def deploy(self) -> None:
+        """Start everything. Does not wait."""
+        serve_adapter.deploy(self.services)
+
+    def states(self) -> list[ServiceState]:
+        """How far each service is."""
+        return serve_adapter.states(self.services)
+
+    def groups(self, states: Sequence[ServiceState]) -> dict[str, tuple[int, int]]:
+        """Groups of each pool that run, and that are wanted."""
+        by_name = {state.name: state for state in states}
+        found = {}
+        for pool, services in self._live().items():
+            mine = [by_name[service.name] for service in services if service.name in by_name]
+            found[pool] = (sum(state.running for state in mine), sum(state.wanted for state in mine))
+        return found
+
+    def update(
+        self, wanted: ClusterConfig, watch: Watch, say: Callable[[str], None], *, afresh: bool, in_place: bool
+    ) -> None:
+        """Bring the running cluster to another configuration. afresh: replace every group, whatever has changed.
+
+        say: of each step, besides what is said anyway. Raises ConfigError that names what cannot change, else as
+        `Rollout.update`.
+        """
+        require_changeable(self.config, wanted)
+        require_same_text(self.config, wanted, self._default)
+        site = replace(self._site, version=secrets.token_hex(4)) if afresh else self._site
+        if self._rollout is None:
+            self._rollout = Rollout(self._pools, _Stage(self, watch), self._tell)
+        goal = pool_services(wanted, model_of(wanted, self._default), site)
+        self._listener = say
+        self._rollout.update(goal, in_place=in_place)
+        self.config, self._site = wanted, site
+
+    def undeploy(self) -> None:
+        """End everything in order."""
+        left = serve_adapter.undeploy(self.services)
+        if left:
+            self._say(f"not gone in time, and ended by force: {', '.join(left)}")
+
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        self._listener(text)
+
+    def _live(self) -> Mapping[str, Sequence[Service]]:
+        if self._rollout is not None:
+            return self._rollout.live
+        return {pool: [service] for pool, service in self._pools.items()}
+
+    def unplaced(self, pools: Sequence[PoolConfig], addresses: Mapping[str, str] | None = None) -> list[str]:
+        """Why these pools have no place beside what runs; empty: they have."""
+        deadline = time.monotonic() + FREED_S
+        while unplaced := plan(pools, ray_adapter.nodes(), addresses=addresses).unplaced:
+            if time.monotonic() > deadline:
+                return [f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced]
+            time.sleep(FREED_S / 10)
+        return []
+
+
+class _Stage:
+    """A rollout's hands: Ray for what is done, the watch for what is waited for."""
+
+    def __init__(self, fleet: Fleet, watch: Watch) -> None:
+        self._fleet = fleet
+        self._watch = watch
+
+    def deploy(self, services: Sequence[Service]) -> None:
+        serve_adapter.deploy(services)
+
+    def remove(self, services: Sequence[Service]) -> None:
+        serve_adapter.remove([service.name for service in services])
+
+    def until_up(self, services: Sequence[Service]) -> None:
+        timeout_s = self._fleet.config.group.start_timeout_s + PLACE_TIMEOUT_S
+        self._watch.until_up(timeout_s, [service.name for service in services])
+
+    def until_left(self, services: Sequence[Service]) -> None:
+        left = {service.name: service.replicas for service in services}
+
+        def done(states: Mapping[str, ServiceState]) -> bool:
+            return all(states[name].running <= count and not states[name].leaving for name, count in left.items())
+
+        self._watch.until(done, _leave_s(services), "a group that was told to leave")
+
+    def until_gone(self, services: Sequence[Service]) -> None:
+        def done(states: Mapping[str, ServiceState]) -> bool:
+            return not any(states[service.name].exists for service in services)
+
+        self._watch.until(done, _leave_s(services), "a service that was told to leave")
+
+    def running(self, service: Service) -> int:
+        return next((state.running for state in serve_adapter.states([service])), 0)
+
+    def lacking(self, pools: Sequence[PoolConfig]) -> list[str]:
+        return self._fleet.unplaced([replace(pool, groups=1, min_groups=1, max_groups=0) for pool in pools])
+
+
+def _leave_s(services: Sequence[Service]) -> float:
+    return max(service.leave_s for service in services) + _LEAVE_SLACK_S
