@@ -15,6 +15,7 @@ COMMANDS = {
     "up": ("cluster.commands.up", "start a cluster, and keep it until Ctrl-C or `baleen down`"),
     "apply": ("cluster.commands.apply", "bring a running cluster to what a changed cluster file says, group by group"),
     "status": ("cluster.commands.status", "groups and ranks of a cluster: blocks, queue, speed, progress"),
+    "explain": ("cluster.commands.explain", "why a request went where it did, and how it ended"),
     "drain": ("cluster.commands.drain", "let a group finish and leave; a fresh one takes its place"),
     "down": ("cluster.commands.down", "end a cluster"),
     "check": ("cluster.commands.check", "what a cluster file would start, and every rule that it breaks"),

@@ -38,7 +38,7 @@ def status_text(status: ClusterStatus) -> str:
         members = list(ranks)
         rows += map(_rank_row, members)
         rows.append(_pool_row(pool, members, status.groups.get(pool)))
-    return "\n".join([*lines, "", *_aligned(rows, _LEFT)]) + "\n"
+    return "\n".join([*lines, "", *aligned(rows, _LEFT)]) + "\n"
 
 
 def now_text() -> str:
@@ -140,14 +140,14 @@ def _router_lines(status: ClusterStatus) -> list[str]:
         share = _share(figures.cached_prompt_tokens, figures.prompt_tokens)
         where = figures.metrics_address or "-"
         rows.append((address, figures.policy, where, *map(str, counts), share, f"{figures.retry_budget:.0f}"))
-    return ["", *_aligned(rows, _LEFT)] if len(rows) > 1 else []
+    return ["", *aligned(rows, _LEFT)] if len(rows) > 1 else []
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: Collection[str]) -> list[str]:
     """Columns under the names of the first row; those in `left` hold words."""
     names = rows[0]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
