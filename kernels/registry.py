@@ -48,6 +48,18 @@ OPERATIONS: tuple[Operation, ...] = (
         bench="kernels.bench.dsa:topk",
     ),
     Operation(
+        name="attend_selected",
+        launcher="kernels.dsa.attend:attend_selected",
+        reference="kernels.dsa.paged_reference:attend_slots",
+        bench="kernels.bench.attention:selected",
+    ),
+    Operation(
+        name="attend_paged",
+        launcher="kernels.dsa.attend:attend_paged",
+        reference="kernels.dsa.paged_reference:attend_slots",
+        bench="kernels.bench.attention:paged",
+    ),
+    Operation(
         name="quantise_activations",
         launcher="kernels.quant.activations:quantise_activations",
         reference="kernels.quant.reference:quantise_activations",
