@@ -36,7 +36,7 @@ WIDE_HEADS = 128
 def choose_splits(num_rows: int, num_heads: int, width: int) -> int:
     """How many programs share the records of a row: 1 to 32, a power of two, so many that all multiprocessors work."""
     programs = 2 * max(1, num_rows) * triton.cdiv(num_heads, WIDE_HEADS)
-    wanted = min(MULTIPROCESSORS // programs, width // LEAST_SPLIT, MOST_SPLITS)
+    wanted: int = min(MULTIPROCESSORS // programs, width // LEAST_SPLIT, MOST_SPLITS)
     return 1 << max(0, wanted.bit_length() - 1)
 
 
