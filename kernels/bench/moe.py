@@ -5,6 +5,7 @@ Legend: T tokens, K experts per token, P pairs, D hidden size, I inner width, E 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ BOUND = 1e-4
 
 def gate_cases() -> list[Case]:
     """Decode batches and a prefill chunk."""
-    return [_gate_case(t) for t in (1, 128, 4096)]
+    return [replace(_gate_case(3), tiny=True), *(_gate_case(t) for t in (1, 128, 4096))]
 
 
 def _gate_case(num_tokens: int) -> Case:
@@ -63,7 +64,7 @@ def _gate_case(num_tokens: int) -> Case:
 
 def order_cases() -> list[Case]:
     """Pairs of a decode batch and of a prefill chunk."""
-    return [_order_case(p) for p in (1024, 32768)]
+    return [replace(_order_case(100), tiny=True), *(_order_case(p) for p in (1024, 32768))]
 
 
 def _order_case(num_pairs: int) -> Case:
@@ -90,7 +91,12 @@ def _order_case(num_pairs: int) -> Case:
 def expert_cases() -> list[Case]:
     """Decode and prefill on 32 and 8 experts of 256: float8, and bfloat16 for comparison."""
     loads = ((32, 1024), (8, 1024), (32, 32768), (1, 4096))
-    return [*(_expert_case(experts, p, float8=True) for experts, p in loads), _expert_case(32, 1024, float8=False)]
+    full = [*(_expert_case(experts, p, float8=True) for experts, p in loads), _expert_case(32, 1024, float8=False)]
+
+    def prepare(device: str) -> Trial:
+        return _expert_trial(2, 6, 256, 128, device, float8=True)
+
+    return [replace(full[0], name="tiny", prepare=prepare, tiny=True), *full]
 
 
 def _expert_case(num_experts: int, num_pairs: int, *, float8: bool) -> Case:
@@ -150,7 +156,7 @@ def _weights(num_experts: int, hidden: int, inner: int, device: str, *, float8: 
 
 def combine_cases() -> list[Case]:
     """Answers of a decode batch and of a prefill chunk, beside those of the shared expert."""
-    return [_combine_case(t) for t in (128, 4096)]
+    return [replace(_combine_case(3), tiny=True), *(_combine_case(t) for t in (128, 4096))]
 
 
 def _combine_case(num_tokens: int) -> Case:

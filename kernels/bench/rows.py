@@ -19,6 +19,7 @@ from kernels.testing.compare import assert_close
 HIDDEN, QUERY, LATENT, ROPE, INDEX = 7168, 1536, 512, 64, 128
 HEADS, NOPE, INDEX_HEADS = 128, 128, 64
 TOKENS = (1, 64, 4096)
+TINY = 3
 EPS = 1e-6
 
 
@@ -26,8 +27,10 @@ def norm() -> list[Case]:
     """Residual, norm and float8 in one launch."""
     moved = HIDDEN * (2 * 4 + 1) + HIDDEN // 128 * 4
     return [
-        Case(name=f"residual, float8, T={t}", moved_bytes=t * moved, prepare=functools.partial(_norm, t))
-        for t in TOKENS
+        Case(
+            name=f"residual, float8, T={t}", moved_bytes=t * moved, prepare=functools.partial(_norm, t), tiny=t == TINY
+        )
+        for t in (TINY, *TOKENS)
     ]
 
 
@@ -53,8 +56,13 @@ def cache_write() -> list[Case]:
     read = (QUERY + LATENT + ROPE + INDEX) * 2 + ROPE * 4 + 8
     written = QUERY * 3 + QUERY // 128 * 4 + latent_record_bytes(LATENT, ROPE) + index_page_bytes(INDEX) // PAGE_TOKENS
     return [
-        Case(name=f"packed, T={t}", moved_bytes=t * (read + written), prepare=functools.partial(_write, t))
-        for t in TOKENS
+        Case(
+            name=f"packed, T={t}",
+            moved_bytes=t * (read + written),
+            prepare=functools.partial(_write, t),
+            tiny=t == TINY,
+        )
+        for t in (TINY, *TOKENS)
     ]
 
 
@@ -87,7 +95,10 @@ def _write(num_tokens: int, device: str) -> Trial:
 def queries() -> list[Case]:
     """Rotated main queries in place, index queries in float8."""
     moved = HEADS * ROPE * 4 + INDEX_HEADS * (INDEX * 3 + 8) + ROPE * 4
-    return [Case(name=f"T={t}", moved_bytes=t * moved, prepare=functools.partial(_queries, t)) for t in TOKENS]
+    return [
+        Case(name=f"T={t}", moved_bytes=t * moved, prepare=functools.partial(_queries, t), tiny=t == TINY)
+        for t in (TINY, *TOKENS)
+    ]
 
 
 def _queries(num_tokens: int, device: str) -> Trial:

@@ -15,6 +15,7 @@ from kernels.sampling.rows import Adjustments, Draws
 
 VOCAB = 129_280
 ROWS = (1, 64, 128)
+TINY, TINY_VOCAB = 2, 3000
 
 
 def sample() -> list[Case]:
@@ -23,17 +24,18 @@ def sample() -> list[Case]:
         Case(
             name=f"{'top_k 50, top_p 0.95' if filtered else 'temperature'}, N={n}",
             moved_bytes=n * VOCAB * 4,
-            prepare=functools.partial(_sample, n, filtered),
+            prepare=functools.partial(_sample, n, filtered, TINY_VOCAB if n == TINY else VOCAB),
+            tiny=n == TINY,
         )
-        for n in ROWS
+        for n in (TINY, *ROWS)
         for filtered in (False, True)
     ]
 
 
-def _sample(num_rows: int, filtered: bool, device: str) -> Trial:
+def _sample(num_rows: int, filtered: bool, vocab: int, device: str) -> Trial:
     from kernels.sampling.sample import sample_tokens
 
-    logits = torch.randn(num_rows, VOCAB, device=device) * 3
+    logits = torch.randn(num_rows, vocab, device=device) * 3
     draws = Draws(
         temperature=torch.ones(num_rows, device=device),
         top_k=torch.full((num_rows,), 50 * filtered, dtype=torch.int32, device=device),
@@ -58,7 +60,8 @@ def _sample(num_rows: int, filtered: bool, device: str) -> Trial:
 def adjust() -> list[Case]:
     """Penalties over 4,096 tokens of each row; the floor reads ids, counts and logits, and writes these."""
     return [
-        Case(name=f"4096 seen, N={n}", moved_bytes=n * 4096 * 16, prepare=functools.partial(_adjust, n)) for n in ROWS
+        Case(name=f"4096 seen, N={n}", moved_bytes=n * 4096 * 16, prepare=functools.partial(_adjust, n), tiny=n == TINY)
+        for n in (TINY, *ROWS)
     ]
 
 
