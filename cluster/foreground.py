@@ -75,7 +75,9 @@ class Foreground:
                 self._note(state_file, phase="ready")
                 on_ready()
                 watch.forever(self._rest)
-            except Stopped:
+            except (Stopped, SystemError) as error:
+                if not is_stop(error):
+                    raise
                 self._say("leaving: running requests may finish; once more to end at once")
             finally:
                 self._undo.close()
@@ -244,6 +246,11 @@ class Foreground:
             fleet.undeploy()
         else:
             self._end_headless()
+
+
+def is_stop(error: BaseException | None) -> bool:
+    """Whether a signal is behind an error: within a call of Ray's that is written in C it comes out as SystemError."""
+    return error is not None and (isinstance(error, Stopped) or is_stop(error.__cause__))
 
 
 def temporary_root() -> Path:

@@ -10,8 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from baleen.errors import BaleenError
 from cluster.service import ABSENT, Service, ServiceState, service_name
 
 _HEALTH_PERIOD_S = 0.5
@@ -27,16 +29,19 @@ def deploy(services: Sequence[Service]) -> None:
     """Start Serve without proxies, since no token passes through it, and all services at once. Does not wait.
 
     One that runs already under the same version gets or loses replicas, and all that starts from now on is built from
-    what is given here.
+    what is given here. Raises BaleenError if Serve does not take them.
     """
     # what goes wrong stands in the states; the rest is of no use to whoever waits
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
-    serve.run_many(
-        [serve.RunTarget(target=_application(service), name=service.name, route_prefix=None) for service in services],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    targets = [
+        serve.RunTarget(target=_application(service), name=service.name, route_prefix=None) for service in services
+    ]
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False, "log_level": "WARNING"})
+        serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except (RayError, RuntimeError, TimeoutError) as error:
+        names = ", ".join(service.name for service in services)
+        raise BaleenError(f"Serve does not take {names}: {error}") from error
 
 
 def _application(service: Service) -> Any:

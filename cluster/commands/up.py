@@ -10,7 +10,7 @@ from pathlib import Path
 from baleen.cluster_config import ClusterConfig
 from baleen.errors import BaleenError
 from cluster.commands.cluster_options import add_cluster_options, cluster_arguments, read_cluster
-from cluster.foreground import Foreground, Stopped
+from cluster.foreground import Foreground, Stopped, is_stop
 from cluster.service import serves_http
 
 
@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     code = os.EX_OK
     try:
         foreground.run(on_ready)
-    except Stopped:
+    except (Stopped, SystemError) as error:
+        if not is_stop(error):
+            raise
         # asked twice, or before anything had started
         code = 128 + 2
     except BaleenError as error:
