@@ -31,8 +31,7 @@ def deploy(services: Sequence[Service]) -> None:
     One that runs already under the same version gets or loses replicas, and all that starts from now on is built from
     what is given here. Raises BaleenError if Serve does not take them.
     """
-    # what goes wrong stands in the states; the rest is of no use to whoever waits
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    _be_quiet()
     targets = [
         serve.RunTarget(target=_application(service), name=service.name, route_prefix=None) for service in services
     ]
@@ -42,6 +41,11 @@ def deploy(services: Sequence[Service]) -> None:
     except (RayError, RuntimeError, TimeoutError) as error:
         names = ", ".join(service.name for service in services)
         raise BaleenError(f"Serve does not take {names}: {error}") from error
+
+
+def _be_quiet() -> None:
+    # what goes wrong stands in the states; the rest is of no use to whoever waits
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
 def _application(service: Service) -> Any:
@@ -130,6 +134,7 @@ def deployed(cluster: str) -> list[str]:
 
 def remove(names: Sequence[str]) -> None:
     """Tell all replicas of these services to go. Does not wait."""
+    _be_quiet()
     for name in names:
         serve.delete(name, _blocking=False)
 
