@@ -137,6 +137,24 @@ OPERATIONS: tuple[Operation, ...] = (
         reference="kernels.moe.reference:combine_pairs",
         bench="kernels.bench.moe:combine_cases",
     ),
+    Operation(
+        name="sum_parts",
+        launcher="kernels.moe.combine:sum_parts",
+        reference="kernels.moe.reference:sum_parts",
+        bench="kernels.bench.moe:parts_cases",
+    ),
+    Operation(
+        name="pack_for_ranks",
+        launcher="kernels.moe.pack:pack_for_ranks",
+        reference="kernels.moe.pack_reference:pack_for_ranks",
+        bench="kernels.bench.moe:pack_cases",
+    ),
+    Operation(
+        name="unpack_rows",
+        launcher="kernels.moe.pack:unpack_rows",
+        reference="kernels.moe.pack_reference:unpack_rows",
+        bench="kernels.bench.moe:unpack_cases",
+    ),
 )
 
 

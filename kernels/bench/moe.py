@@ -12,7 +12,7 @@ import torch
 
 from kernels.bench.case import Case, Trial
 from kernels.bench.quant import random_float8
-from kernels.moe import reference
+from kernels.moe import pack_reference, reference
 from kernels.quant.reference import quantise_activations
 from kernels.quant.scaled import Scaled
 from kernels.testing.compare import assert_close, assert_same_bits, difference
@@ -178,3 +178,98 @@ def _combine_case(num_tokens: int) -> Case:
         )
 
     return Case(name=f"{num_tokens} tokens", moved_bytes=2 * HIDDEN * num_tokens * (CHOSEN + 2), prepare=prepare)
+
+
+def parts_cases() -> list[Case]:
+    """What 8 ranks gave for a decode batch."""
+    return [_parts_case(8, t) for t in (16, 128)]
+
+
+def _parts_case(num_ranks: int, num_tokens: int) -> Case:
+    def prepare(device: str) -> Trial:
+        from kernels.moe.combine import sum_parts
+
+        parts_WTD = torch.randn(num_ranks, num_tokens, HIDDEN, device=device, dtype=torch.bfloat16)
+
+        def check(out_TD: torch.Tensor) -> None:
+            assert_same_bits(out_TD, reference.sum_parts(parts_WTD).bfloat16())
+
+        return Trial(
+            run=lambda: sum_parts(parts_WTD, dtype=torch.bfloat16),
+            check=check,
+            baseline=lambda: parts_WTD.float().sum(0).bfloat16(),
+            baseline_name="torch.sum",
+        )
+
+    moved = 2 * HIDDEN * num_tokens * (num_ranks + 1)
+    return Case(name=f"{num_ranks} ranks, {num_tokens} tokens", moved_bytes=moved, prepare=prepare)
+
+
+def pack_cases() -> list[Case]:
+    """A decode batch for 8 ranks."""
+    return [_pack_case(8, t) for t in (16, 128)]
+
+
+def _packing(num_ranks: int, num_tokens: int, device: str) -> tuple[Scaled, torch.Tensor, torch.Tensor]:
+    """Rows, and ids and weights of experts that are all on two ranks."""
+    codes_TD, scales_TG = (
+        random_float8((num_tokens, HIDDEN), device),
+        torch.rand(num_tokens, HIDDEN // 128, device=device),
+    )
+    ids_TK = torch.randint(0, 2 * EXPERTS // num_ranks, (num_tokens, CHOSEN), device=device)
+    return Scaled(codes_TD, scales_TG), ids_TK, torch.rand(num_tokens, CHOSEN, device=device)
+
+
+def _pack_case(num_ranks: int, num_tokens: int) -> Case:
+    sizes = {"num_experts": EXPERTS, "num_ranks": num_ranks}
+
+    def prepare(device: str) -> Trial:
+        from kernels.moe.pack import RecordLayout, pack_for_ranks, unpack_rows
+
+        rows, ids_TK, weights_TK = _packing(num_ranks, num_tokens, device)
+        expected = pack_reference.pack_for_ranks(rows, ids_TK, weights_TK, **sizes)
+        layout = RecordLayout(HIDDEN, CHOSEN, float8=True)
+
+        def check(records: torch.Tensor) -> None:
+            given, wanted = (unpack_rows(one.flatten(0, 1), layout) for one in (records, expected))
+            assert_same_bits(given[1], wanted[1])
+            sent = (wanted[1] >= 0).any(1)
+            assert_same_bits(given[0].values[sent].view(torch.uint8), wanted[0].values[sent].view(torch.uint8))
+
+        return Trial(
+            run=lambda: pack_for_ranks(rows, ids_TK, weights_TK, **sizes),
+            check=check,
+            baseline=lambda: pack_reference.pack_for_ranks(rows, ids_TK, weights_TK, **sizes),
+            baseline_name="torch",
+        )
+
+    moved = num_tokens * HIDDEN * 3 + num_tokens * num_ranks * CHOSEN * 8
+    return Case(name=f"{num_ranks} ranks, {num_tokens} tokens", moved_bytes=moved, prepare=prepare)
+
+
+def unpack_cases() -> list[Case]:
+    """A decode batch from 8 ranks."""
+    return [_unpack_case(8, t) for t in (16, 128)]
+
+
+def _unpack_case(num_ranks: int, num_tokens: int) -> Case:
+    def prepare(device: str) -> Trial:
+        from kernels.moe.pack import RecordLayout, unpack_rows
+
+        rows, ids_TK, weights_TK = _packing(num_ranks, num_tokens, device)
+        records = pack_reference.pack_for_ranks(
+            rows, ids_TK, weights_TK, num_experts=EXPERTS, num_ranks=num_ranks
+        ).flatten(0, 1)
+        layout = RecordLayout(HIDDEN, CHOSEN, float8=True)
+
+        def truth() -> tuple[Scaled, torch.Tensor, torch.Tensor]:
+            return pack_reference.unpack_rows(records, HIDDEN, CHOSEN, float8=True)
+
+        def check(result: tuple[Scaled, torch.Tensor, torch.Tensor]) -> None:
+            for got, expected in zip(result[1:], truth()[1:], strict=True):
+                assert_same_bits(got, expected)
+
+        return Trial(run=lambda: unpack_rows(records, layout), check=check, baseline=truth, baseline_name="torch")
+
+    moved = 2 * num_ranks * num_tokens * (HIDDEN // 128 * 4 + CHOSEN * 8)
+    return Case(name=f"{num_ranks} ranks, {num_tokens} tokens", moved_bytes=moved, prepare=prepare)

@@ -126,6 +126,14 @@ def combine_pairs(y_PD: torch.Tensor, weights_TK: torch.Tensor, beside_TD: torch
     return total_TD if beside_TD is None else total_TD + beside_TD.float()
 
 
+def sum_parts(parts_WTD: torch.Tensor, beside_TD: torch.Tensor | None = None) -> torch.Tensor:
+    """[T, D] float32: the sum over w of parts[w, t], in order, then `beside`."""
+    total_TD = torch.zeros(parts_WTD.shape[1:], device=parts_WTD.device)
+    for part_TD in parts_WTD:
+        total_TD += part_TD.float()
+    return total_TD if beside_TD is None else total_TD + beside_TD.float()
+
+
 def grouped_mlp(
     x_RD: torch.Tensor, counts: Sequence[int], gate_up_EID: torch.Tensor, down_EDI: torch.Tensor
 ) -> torch.Tensor:
