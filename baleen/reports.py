@@ -17,6 +17,7 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     FAILED = "failed"
+    DEAD_END = "dead_end"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
@@ -27,6 +28,10 @@ class SamplingParams:
     seen in prompt or output; presence and frequency penalties count output tokens only. logprobs None reports none,
     0 reports the sampled token, N its N best rivals too; they are taken from the model's own distribution, before
     penalties, bias, temperature and filters. Stop strings are matched by whoever turns tokens into text.
+
+    With a constraint, tokens that end the completion come where the constraint lets it end, and nowhere else; where
+    nothing else may follow they come also before min_tokens and with ignore_eos. Penalties and bias weigh what the
+    constraint allows, and never lift what it forbids.
     """
 
     max_tokens: int = 16
@@ -45,6 +50,7 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     seed: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest with the field, the value and the limit."""

@@ -9,6 +9,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from baleen.constraint import Constraint
 from baleen.errors import BaleenError, InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
 from baleen.reports import Load
@@ -186,6 +187,7 @@ def _encode_sampling(sampling: SamplingParams) -> dict[str, Any]:
     body = _flat(sampling)
     body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
     body["stop_token_ids"] = sorted(sampling.stop_token_ids)
+    body["constraint"] = None if sampling.constraint is None else _flat(sampling.constraint)
     return body
 
 
@@ -202,4 +204,19 @@ def _decode_sampling(raw: object) -> SamplingParams:
         values["stop"] = read.texts("stop")
     if not isinstance(values.get("ignore_eos", False), bool):
         read.refuse("ignore_eos", "true or false")
+    if values.get("constraint") is not None:
+        values["constraint"] = _decode_constraint(values["constraint"])
     return SamplingParams(**values)
+
+
+def _decode_constraint(raw: object) -> Constraint:
+    try:
+        read = Fields(raw, "constraint")
+        read.only("kind", "text", "after", "lenient")
+        lenient = read.raw.get("lenient", False)
+        if not isinstance(lenient, bool):
+            read.refuse("lenient", "true or false")
+        kind: Any = read.text("kind")
+        return Constraint(kind=kind, text=read.text("text", ""), after=read.text("after", ""), lenient=lenient)
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error), field="constraint") from error

@@ -24,6 +24,7 @@ from baleen.errors import BaleenError, ConfigError, EpochEnded
 from baleen.ids import Epoch, new_incarnation
 from baleen.reports import RankInfo
 from baleen.telemetry import Log, write_stderr
+from workers.anteroom import Anteroom
 from workers.engine.inbox import Inbox
 from workers.engine.loop import IDLE_WAIT_S, StepLoop
 from workers.engine.messages import HealthReport, Ready
@@ -59,9 +60,10 @@ class RankProcess:
         writer = EventWriter(events, on_broken=self._lifecycle.supervisor_gone)
         self._outlets = Outlets(writer)
         self._lifecycle.writes_to(self._outlets)
+        self._anteroom = Anteroom(self._inbox, emit=self._outlets.emit, log=log)
         self._reader = CommandReader(
             0,
-            self._inbox,
+            self._anteroom,
             emit=writer.emit,
             health=self.health,
             on_end=self._lifecycle.supervisor_gone,
@@ -103,7 +105,7 @@ class RankProcess:
 
         self._server = RankServer(
             self._config.serve.listen,
-            self._inbox,
+            self._anteroom,
             health=self.health,
             drain=self._lifecycle.stop,
             clock=self._clock,
@@ -171,6 +173,7 @@ class RankProcess:
         if self._parts is not None:
             self._parts.engine, self._parts.loop, self._parts.announcer = engine, loop, announcer
         self._inbox.connect(group.notify)
+        self._anteroom.open(engine.grammars)
         self._lifecycle.serving()
         self._tell_ready(engine, info, timeline)
         if announcer is not None:

@@ -19,7 +19,7 @@ from baleen.wire.channel import SESSION_KEY
 from baleen.wire.errors import abort
 from baleen.wire.reports import info_to_proto
 from baleen.wire.serving import metadata_of
-from workers.engine.inbox import Inbox
+from workers.engine.inbox import Intake
 from workers.engine.messages import (
     Drain,
     FetchDone,
@@ -54,7 +54,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     def __init__(
         self,
-        inbox: Inbox,
+        inbox: Intake,
         *,
         health: Callable[[], HealthReport],
         drain: Callable[[Drain], None],

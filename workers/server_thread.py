@@ -23,7 +23,7 @@ from baleen.telemetry import Log
 from baleen.tls_config import TlsConfig
 from baleen.v1 import worker_pb2_grpc
 from baleen.wire.serving import Health, listen, new_server
-from workers.engine.inbox import Inbox
+from workers.engine.inbox import Intake
 from workers.engine.messages import Drain, Ended, Event, HealthReport, PrefillDone, Refused, StepReport
 from workers.server import SERVICE, WorkerServicer
 
@@ -40,7 +40,7 @@ class RankServer:
     def __init__(
         self,
         address: str,
-        inbox: Inbox,
+        inbox: Intake,
         *,
         health: Callable[[], HealthReport],
         drain: Callable[[Drain], None],

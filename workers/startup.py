@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,8 @@ from baleen.errors import ConfigError
 from baleen.ids import Incarnation
 from baleen.model_spec import ModelSpec
 from baleen.telemetry import Log
+from baleen.text.grammars import Grammars
+from baleen.text.tokenizer import load_tokenizer
 from workers.cache.blocks import BlockCache
 from workers.cache.tensors import CacheBytes
 from workers.engine.scheduler import Scheduler
@@ -60,7 +63,7 @@ class Engine:
     """What a step loop runs, ready for requests. max_context: most tokens of prompt and output.
 
     block_fingerprint: weights and record format, as in the names of blocks. moves: what the rank exchanges with others;
-    of a rank that no router reaches, nothing.
+    of a rank that no router reaches, nothing. grammars: None where the checkpoint has no tokenizer.
     """
 
     spec: ModelSpec
@@ -70,6 +73,7 @@ class Engine:
     scheduler: Scheduler
     runner: Runner
     moves: Moves
+    grammars: Grammars | None
 
 
 def join(
@@ -109,6 +113,8 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, 
     scheduler = Scheduler(config.engine, blocks, clock, max_context=max_context)
     with timeline.part("allocate"):
         runner = Runner(weights, config, group.expert_exchange(weights.spec.num_experts))
+    with timeline.part("tokenizer"):
+        grammars = _load_grammars(config, weights.spec)
     with timeline.part("await others"):
         group.await_all("loaded", READY_TIMEOUT_S)
     group.report("warm up")
@@ -122,7 +128,14 @@ def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, 
         fingerprint=fingerprint,
         prefix_cache=config.cache.prefix_cache,
     )
-    return Engine(weights.spec, weights.fingerprint, fingerprint, max_context, scheduler, runner, moves)
+    return Engine(weights.spec, weights.fingerprint, fingerprint, max_context, scheduler, runner, moves, grammars)
+
+
+def _load_grammars(config: RankConfig, spec: ModelSpec) -> Grammars | None:
+    tokenizer = load_tokenizer(Path(config.model.path))
+    if tokenizer is None or not spec.eos_token_ids:
+        return None
+    return Grammars(tokenizer, vocab_size=spec.vocab_size, eos_token_ids=spec.eos_token_ids)
 
 
 def _open_transport(

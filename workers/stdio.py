@@ -9,7 +9,7 @@ from threading import Thread
 
 from baleen.clock import Clock
 from baleen.errors import DrainingError, InvalidRequest
-from workers.engine.inbox import Inbox
+from workers.engine.inbox import Intake
 from workers.engine.messages import Ended, Event, HealthQuery, HealthReport, Refused, Submit
 from workers.json_lines import decode_command, encode_event
 
@@ -64,7 +64,7 @@ class CommandReader:
     def __init__(
         self,
         descriptor: int,
-        inbox: Inbox,
+        inbox: Intake,
         *,
         emit: Callable[[Event], None],
         health: Callable[[], HealthReport],

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from baleen.text import encoding_v32, encoding_v32_exp
+from baleen.text.call_forms import CallWriter
 from baleen.text.dsml_calls import DSML_CALLS
+from baleen.text.dsml_grammar import DSML_WRITER
 from baleen.text.encoding_v32 import ASSISTANT, DSML, END_THINK, Message, open_answer, refuse
 from baleen.text.output_parser import OutputParser
 from baleen.text.tokenizer import Tokenizer
 from baleen.text.tokenizer_files import BOS_TOKEN
 from baleen.text.tool_token_calls import TOOL_TOKEN_CALLS
+from baleen.text.tool_token_grammar import TOOL_TOKEN_WRITER
 
 FormatName = Literal["deepseek-v3.2", "deepseek-v3.2-exp"]
 
@@ -44,6 +47,11 @@ class ChatFormat(Protocol):
         """
         ...
 
+    @property
+    def calls(self) -> CallWriter:
+        """How answers that call tools begin, and the grammars of calls."""
+        ...
+
     def parser(self, *, thinking: bool, tools: bool) -> OutputParser:
         """A parser of one answer. thinking: as the prompt says. tools: calls are looked for."""
         ...
@@ -51,6 +59,8 @@ class ChatFormat(Protocol):
 
 class V32Format:
     """DeepSeek-V3.2: DSML tool calls, with and without thinking; the reasoning of the running turn is shown again."""
+
+    calls = DSML_WRITER
 
     def encode(
         self,
@@ -79,6 +89,8 @@ class V32Format:
 
 class V32ExpFormat:
     """DeepSeek-V3.2-Exp: calls are JSON between tokens of their own; after a tool's output there is no thinking."""
+
+    calls = TOOL_TOKEN_WRITER
 
     def encode(
         self,

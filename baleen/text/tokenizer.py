@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -44,6 +44,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """Tokens that stand beside the vocabulary of pieces, by id: what marks the parts of a prompt and an answer."""
+        return self._added
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is put before or after. Raises InvalidRequest if it is not valid Unicode."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,16 @@ def allowed_tokens(bitmask_W: Tensor, vocab_size: int) -> Tensor:
     """Bool [V] of an int32 bitmask: token t is allowed if bit t % 32 of word t // 32 is set."""
     places = torch.arange(32, dtype=torch.int32, device=bitmask_W.device)
     return (bitmask_W[:, None] >> places & 1).bool().flatten()[:vocab_size]
+
+
+def forbid_(x_V: Tensor, bitmask_W: Tensor) -> None:
+    """Set the logits of what the bitmask (see `allowed_tokens`) does not allow to -inf, in place."""
+    if x_V.device.type == "cpu":
+        # numpy unpacks bits faster
+        bits_V = np.unpackbits(bitmask_W.numpy().view(np.uint8), bitorder="little", count=x_V.shape[0])
+        x_V.masked_fill_(torch.from_numpy(bits_V) == 0, _NEVER)
+        return
+    x_V.masked_fill_(~allowed_tokens(bitmask_W, x_V.shape[0]), _NEVER)
 
 
 def greedy(x_NV: Tensor) -> Tensor:

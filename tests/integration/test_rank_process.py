@@ -28,7 +28,7 @@ def test_a_rank_gets_ready_serves_and_answers_health(checkpoint, tmp_path):
         assert (ready["rank"], ready["world_size"], ready["pid"]) == (0, 1, rank.process.pid)
         assert (ready["vocab_size"], ready["num_blocks"], ready["eos_token_ids"]) == (288, 64, [1])
         assert [name for name, _ in ready["startup"]] == [
-            "import", "join", "open", "read", "convert", "allocate", "await others", "warm up",
+            "import", "join", "open", "read", "convert", "allocate", "tokenizer", "await others", "warm up",
         ]  # fmt: skip
         submit(rank, "a", [5, 6, 7], logprobs=2)
         finish = rank.expect_finish("a")

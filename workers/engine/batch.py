@@ -36,9 +36,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SamplingFailure:
-    """No token can be chosen for a request, for example since everything is forbidden. It ends that request alone."""
+    """No token can be chosen for a request. It ends that request alone. dead_end: its constraint allows none."""
 
     detail: str
+    dead_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

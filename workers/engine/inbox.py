@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import Protocol
 
 from workers.engine.messages import Command
+
+
+class Intake(Protocol):
+    """Takes commands for the step loop."""
+
+    def put(self, command: Command) -> bool:
+        """Add a command; False if the loop has ended and will never see it."""
+        ...
 
 
 class Inbox:

@@ -218,6 +218,7 @@ class StepLoop:
                 priority=command.priority,
                 deadline=command.deadline,
                 num_delivered=command.num_delivered,
+                token_masks=command.token_masks,
             )
             self._scheduler.submit_all(requests, unpin=claim.unpin if claim is not None else None)
         except BaleenError:

@@ -9,6 +9,7 @@ from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
 from baleen.reports import Load, RequestOutput
 from baleen.sampling import SamplingParams
+from workers.engine.token_mask import TokenMask
 from workers.transfer.transport import TransferNews
 
 
@@ -18,7 +19,8 @@ class Submit:
 
     num_delivered: tokens at the end of `token_ids` that are output already, of a request that moved here; with n above
     1 each completion moves alone, with n 1 here and its own seed (`baleen.seeds`). ticket: of the reservation whose
-    blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty.
+    blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty. token_masks: one of the constraint
+    for each completion, past the delivered tokens.
     """
 
     request_id: RequestId
@@ -30,6 +32,7 @@ class Submit:
     num_delivered: int = 0
     ticket: str | None = None
     traceparent: str = ""
+    token_masks: tuple[TokenMask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

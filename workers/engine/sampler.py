@@ -1,11 +1,11 @@
 """From the logits of a step to its new tokens: what requests ask for, brought to the sampling kernels.
 
-In order, for one row: penalties, logit bias, stop tokens forbidden before min_tokens, token mask, temperature, top_k,
-top_p, min_p, the choice. Log-probabilities are of the logits as the model gave them.
+In order, for one row: penalties, logit bias, stop tokens forbidden before min_tokens or what the token mask forbids,
+temperature, top_k, top_p, min_p, the choice. Log-probabilities are of the logits as the model gave them.
 
 A row's token depends on its logits and its request alone; how rows are grouped is only a matter of speed.
 
-Legend: N rows of a step, R rows of a chunk, V vocabulary, C candidate tokens.
+Legend: N rows of a step, R rows of a chunk, M rows with a token mask, V vocabulary, W words of a bitmask, C candidates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from baleen.errors import BaleenError
 from kernels.sampling import noise, reference
 from workers.engine.batch import SampledToken
+from workers.engine.bitmasks import Bitmasks
 from workers.engine.request import Request
 from workers.engine.token_counts import TokenCounts
 from workers.engine.token_mask import TokenMask
@@ -42,14 +42,22 @@ class SamplingError(BaleenError):
         self.index = request.index
 
 
-class _Row:
-    """What one request asks for, worked out once. `place` is its row in this step's logits."""
+class DeadEnd(SamplingError):
+    """One request's token mask allows nothing any more."""
 
-    __slots__ = ("bias", "counts", "filters", "place", "request", "seed_words", "stop_ids", "top_k")
+
+class _Row:
+    """What one request asks for, worked out once.
+
+    place: its row in this step's logits. masked: its row in this step's bitmasks, -1 if it has none.
+    """
+
+    __slots__ = ("bias", "counts", "filters", "masked", "place", "request", "seed_words", "stop_ids", "top_k")
 
     def __init__(self, request: Request, vocab_size: int, device: torch.device) -> None:
         sampling = request.sampling
         self.place = 0
+        self.masked = -1
         self.request = request
         self.seed_words = noise.seed_words(request.seed)
         log_min_p = math.log(sampling.min_p) if sampling.min_p else _NEVER
@@ -66,8 +74,10 @@ class _Row:
             self.counts = TokenCounts(prompt, output_start=request.num_prompt)
 
     def forbids_stop(self) -> bool:
-        """Whether the tokens that end the request may not come yet."""
+        """Whether the tokens that end the request may not come yet; with a token mask that is the mask's matter."""
         request = self.request
+        if request.token_mask is not None:
+            return False
         return len(request.token_ids) - request.num_prompt < request.sampling.min_tokens and bool(self.stop_ids)
 
     def adjusts(self) -> bool:
@@ -87,19 +97,23 @@ class Sampler:
         self._vocab_size = vocab_size
         self._chunk_rows = max(1, CHUNK_NUMBERS // vocab_size)
         self._rows: dict[Request, _Row] = {}
-        self._bitmask = np.zeros(-(-vocab_size // 32), dtype=np.int32)
+        self._bitmasks = Bitmasks(vocab_size)
+        self._bitmask_MW = torch.zeros((0, 0), dtype=torch.int32)
 
     @torch.inference_mode()
     def sample(self, logits_NV: Tensor, requests: Sequence[Request]) -> list[SampledToken]:
         """One token for each request. logits_NV: float32, contiguous, the last position of each; it is not changed.
 
-        Raises SamplingError, which names the request, if a logit is NaN or +inf, or if nothing is allowed.
+        Raises SamplingError, which names the request, if a logit is NaN or +inf, or if nothing is allowed; DeadEnd if
+        that is the token mask's doing.
         """
         assert logits_NV.shape == (len(requests), self._vocab_size)
         assert logits_NV.dtype == torch.float32 and logits_NV.is_contiguous()
         if not requests:
             return []
         rows = self._look_up(requests, logits_NV.device)
+        # before the logits are looked at: a device may still be at work on them
+        self._fill_masks(rows, logits_NV.device)
         token_ids = _most_likely(logits_NV, rows)
         greedy: list[_Row] = []
         plain: list[_Row] = []
@@ -124,6 +138,25 @@ class Sampler:
         self._rows = dict(zip(requests, rows, strict=True))
         return rows
 
+    def _fill_masks(self, rows: list[_Row], device: torch.device) -> None:
+        """Work out the token masks of a step, all together. Raises DeadEnd."""
+        masked: list[_Row] = []
+        masks: list[TokenMask] = []
+        for row in rows:
+            if row.request.token_mask is not None:
+                row.masked = len(masks)
+                masked.append(row)
+                masks.append(row.request.token_mask)
+        if not masks:
+            return
+        bitmask_MW = self._bitmasks.fill(masks)
+        alive_M = bitmask_MW.any(-1)
+        if not alive_M.all():
+            place = int(alive_M.argmin())
+            cause = f"the constraint allows no token: {masks[place].problem}".removesuffix(": ")
+            raise DeadEnd(masked[place].request, cause)
+        self._bitmask_MW = torch.from_numpy(bitmask_MW).to(device)
+
     def _adjusted(self, logits_NV: Tensor, rows: list[_Row]) -> Tensor:
         """Logits [R, V] of these rows with penalties, bias and what is forbidden; a copy only where one is needed."""
         places = [row.place for row in rows]
@@ -147,17 +180,12 @@ class Sampler:
                 _penalise_(x_RV[index], row.request, row.counts)
             if row.bias is not None:
                 x_RV[index].index_add_(0, *row.bias)
-            if row.request.token_mask is not None:
-                x_RV[index].masked_fill_(~self._allowed(row.request.token_mask, x_RV.device), _NEVER)
+            if row.masked >= 0:
+                reference.forbid_(x_RV[index], self._bitmask_MW[row.masked])
             if row.forbids_stop():
                 forbidden += [index * self._vocab_size + token for token in row.stop_ids]
         if forbidden:
             x_RV.view(-1).index_fill_(0, torch.tensor(forbidden, device=x_RV.device), _NEVER)
-
-    def _allowed(self, token_mask: TokenMask, device: torch.device) -> Tensor:
-        self._bitmask.fill(0)
-        token_mask.fill(self._bitmask)
-        return reference.allowed_tokens(torch.from_numpy(self._bitmask).to(device), self._vocab_size)
 
     def _draw(self, x_RV: Tensor, rows: list[_Row]) -> list[int]:
         """Token ids of rows without top_k."""

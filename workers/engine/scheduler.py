@@ -200,7 +200,8 @@ class Scheduler:
             if sampled is None:
                 continue
             if isinstance(sampled, SamplingFailure):
-                self._end(request, FinishReason.FAILED, sampled.detail)
+                reason = FinishReason.DEAD_END if sampled.dead_end else FinishReason.FAILED
+                self._end(request, reason, sampled.detail)
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)

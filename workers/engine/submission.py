@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from baleen.blocks import BLOCK_TOKENS, shareable_blocks
 from baleen.errors import InvalidRequest
@@ -26,7 +26,7 @@ def expand_submission(
     salt: bytes = b"",
     priority: int = 0,
     deadline: float | None = None,
-    new_token_mask: Callable[[], TokenMask] | None = None,
+    token_masks: Sequence[TokenMask] = (),
     num_delivered: int = 0,
 ) -> list[Request]:
     """The `sampling.n` requests of one submission, in order of their index.
@@ -34,21 +34,25 @@ def expand_submission(
     num_delivered: tokens at the end of `prompt_ids` that are output already, of a completion that goes on alone.
 
     Without a seed in `sampling` a random one is drawn. Without `prefix_cache` the salt is made unique, so that only
-    these requests share blocks with each other. new_token_mask is called once per completion.
-    Raises InvalidRequest for a prompt, stop token or biased token outside the vocabulary, and for delivered tokens
-    that leave nothing to continue.
+    these requests share blocks with each other. token_masks: one for each completion, past the delivered tokens.
+    Raises InvalidRequest for a prompt, stop token or biased token outside the vocabulary, for delivered tokens that
+    leave nothing to continue, and for a constraint without masks, which nobody could keep to.
     """
+    assert len(token_masks) in (0, sampling.n)
     token_ids = _checked_prompt(prompt_ids, vocab_size)
+    if sampling.constraint is not None and not token_masks:
+        raise InvalidRequest("constraint needs a tokenizer, the model of this rank has none", field="constraint")
     _require_known("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _require_known("logit_bias", sampling.logit_bias, vocab_size)
     seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
     stop_ids = sampling.stop_token_ids
-    if not sampling.ignore_eos:
+    if not sampling.ignore_eos or token_masks:
+        # a mask lets the model's own end come only where it is one
         stop_ids = stop_ids.union(eos_token_ids)
-    _require_continuable(token_ids, num_delivered, sampling, stop_ids)
+    _require_continuable(token_ids, num_delivered, sampling, stop_ids, is_masked=bool(token_masks))
     if not prefix_cache:
         salt = secrets.token_bytes(16)
-    requests = [
+    return [
         Request(
             id=request_id,
             index=index,
@@ -59,16 +63,11 @@ def expand_submission(
             salt=salt,
             priority=priority,
             deadline=deadline,
-            token_mask=new_token_mask() if new_token_mask else None,
+            token_mask=token_masks[index] if token_masks else None,
             num_delivered=num_delivered,
         )
         for index in range(sampling.n)
     ]
-    for request in requests:
-        if request.token_mask is not None:
-            for token in request.output_ids:
-                request.token_mask.accept(token)
-    return requests
 
 
 def prefill_request(
@@ -114,7 +113,7 @@ def _checked_prompt(prompt_ids: Sequence[int], vocab_size: int) -> list[int]:
 
 
 def _require_continuable(
-    token_ids: list[int], num_delivered: int, sampling: SamplingParams, stop_ids: frozenset[int]
+    token_ids: list[int], num_delivered: int, sampling: SamplingParams, stop_ids: frozenset[int], *, is_masked: bool
 ) -> None:
     """Raise InvalidRequest unless the completion, with `num_delivered` tokens of output, has not ended yet."""
     if not num_delivered:
@@ -125,7 +124,7 @@ def _require_continuable(
         )
     if sampling.n != 1:
         raise InvalidRequest(f"n is {sampling.n}, each completion is continued alone", field="num_delivered")
-    ended = token_ids[-1] in stop_ids and num_delivered > sampling.min_tokens
+    ended = token_ids[-1] in stop_ids and (is_masked or num_delivered > sampling.min_tokens)
     if ended or num_delivered >= sampling.max_tokens:
         raise InvalidRequest(
             f"{num_delivered} delivered tokens of at most {sampling.max_tokens}, "

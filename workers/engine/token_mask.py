@@ -9,12 +9,23 @@ import numpy.typing as npt
 
 
 class TokenMask(Protocol):
-    """Allowed next tokens of one completion. It sees every committed token once, in order."""
+    """Allowed next tokens of one completion. It sees every committed token once, in order.
+
+    It alone says where the completion may end: tokens that end it are allowed there and nowhere else.
+    """
 
     def fill(self, bitmask: npt.NDArray[np.int32]) -> None:
-        """Write the allowed tokens into `bitmask`, [ceil(vocab_size / 32)] int32: bit t % 32 of word t // 32 is 1."""
+        """Write the allowed tokens into `bitmask`, [ceil(vocab_size / 32)] int32: bit t % 32 of word t // 32 is 1.
+
+        `bitmask` holds zeros before. None is set where nothing can follow any more.
+        """
         ...
 
     def accept(self, token_id: int) -> None:
         """Advance past a token that was committed."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can follow any more; empty if there is no particular cause."""
         ...

@@ -10,7 +10,7 @@ from baleen.config import RankConfig
 from workers.cache.tensors import allocate_cache
 from workers.engine.batch import Batch, BatchItem, SampledToken, SamplingFailure, StepResult
 from workers.engine.request import Request
-from workers.engine.sampler import Sampler, SamplingError
+from workers.engine.sampler import DeadEnd, Sampler, SamplingError
 from workers.model.deepseek_v32 import DeepseekV32
 from workers.model.forward import ForwardBatch, Piece, build_forward_batch
 from workers.model.weights import Weights
@@ -58,7 +58,8 @@ class Runner:
             failed = [request.id == error.request_id and request.index == error.index for request in requests]
             rest = [request for request, bad in zip(requests, failed, strict=True) if not bad]
             answers = iter(self._sample(logits_NV[~torch.tensor(failed)], rest) if rest else ())
-            return [SamplingFailure(str(error)) if bad else next(answers) for bad in failed]
+            failure = SamplingFailure(str(error), dead_end=isinstance(error, DeadEnd))
+            return [failure if bad else next(answers) for bad in failed]
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [N, V] of the batch's sampling items, in item order."""

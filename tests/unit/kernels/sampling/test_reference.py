@@ -225,6 +225,9 @@ def test_bitmask(allowed):
         words[token // 32] |= np.uint32(is_allowed) << np.uint32(token % 32)
     bitmask = torch.from_numpy(words.view(np.int32))
     assert reference.allowed_tokens(bitmask, len(allowed)).tolist() == allowed
+    x = torch.zeros(len(allowed))
+    reference.forbid_(x, bitmask)
+    assert (x == 0).tolist() == allowed and (x == NEVER).tolist() == [not one for one in allowed]
 
 
 def test_log_probabilities_are_those_of_float64():

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
 from baleen.sampling import MAX_SEED, SamplingParams
@@ -55,13 +56,22 @@ def test_without_a_prefix_cache_only_siblings_share_a_salt() -> None:
 
 
 def test_every_completion_has_its_own_token_mask() -> None:
-    class Mask:
-        def fill(self, bitmask: object) -> None: ...
+    masks: Any = [object(), object()]
+    requests = expand(sampling=SamplingParams(n=2), token_masks=masks)
+    assert [request.token_mask for request in requests] == masks
 
-        def accept(self, token_id: int) -> None: ...
 
-    requests = expand(sampling=SamplingParams(n=2), new_token_mask=Mask)
-    assert requests[0].token_mask is not requests[1].token_mask
+def test_with_a_mask_the_models_end_always_stops() -> None:
+    sampling = SamplingParams(stop_token_ids=frozenset({4}), ignore_eos=True)
+    masks: Any = [object()]
+    assert expand(sampling=sampling, token_masks=masks)[0].stop_ids == {0, 4}
+
+
+def test_a_constraint_without_a_mask_is_refused() -> None:
+    sampling = SamplingParams(constraint=Constraint(kind="regex", text="a"))
+    with pytest.raises(InvalidRequest, match="the model of this rank has none") as caught:
+        expand(sampling=sampling)
+    assert caught.value.field == "constraint"
 
 
 @pytest.mark.parametrize(
@@ -88,20 +98,6 @@ def test_delivered_tokens_are_output_and_their_completion_goes_on() -> None:
     (request,) = expand([1, 2, 3, 4], sampling=sampling, num_delivered=3)
     assert (request.num_prompt, request.num_output, request.output_ids, request.max_tokens) == (1, 3, [2, 3, 4], 6)
     assert request.index == 0 and request.seed == 5
-
-
-def test_a_mask_sees_delivered_tokens_first() -> None:
-    class Mask:
-        def __init__(self) -> None:
-            self.seen: list[int] = []
-
-        def fill(self, bitmask: object) -> None: ...
-
-        def accept(self, token_id: int) -> None:
-            self.seen.append(token_id)
-
-    (request,) = expand([1, 2, 3], num_delivered=2, new_token_mask=Mask)
-    assert isinstance(request.token_mask, Mask) and request.token_mask.seen == [2, 3]
 
 
 @pytest.mark.parametrize(

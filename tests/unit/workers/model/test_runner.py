@@ -20,6 +20,8 @@ TINY = "tiny_v32_golden"
 class Bans:
     """A token mask that allows nothing."""
 
+    problem = "the grammar ends in a wall"
+
     def fill(self, bitmask):
         bitmask[:] = 0
 
@@ -48,26 +50,33 @@ def test_a_request_that_nothing_can_be_chosen_for_fails_alone(golden_weights):
     scheduler = Scheduler(config.engine, BlockCache(8, b"test"), SystemClock(), max_context=1024)
     runner = Runner(weights, config, LocalExchange(weights.spec.num_experts))
 
-    def submit(name, new_token_mask=None, **sampling):
+    def submit(name, token_masks=(), **sampling):
         requests = expand_submission(
             RequestId(name),
             expected["prompt"],
             SamplingParams(temperature=0.0, max_tokens=24, **sampling),
             vocab_size=weights.spec.vocab_size,
             eos_token_ids=weights.spec.eos_token_ids,
-            new_token_mask=new_token_mask,
+            token_masks=token_masks,
         )
         scheduler.submit_all(requests)
 
     submit("good", ignore_eos=True)
     submit("every token is a stop", stop_token_ids=frozenset(range(160)), min_tokens=3)
-    submit("grammar without a way on", new_token_mask=Bans)
+    submit("grammar without a way on", token_masks=[Bans()])
     answers = run_to_end(scheduler, runner)
     assert answers["good"] == (expected["greedy_24"], FinishReason.LENGTH, "")
-    for name in ("every token is a stop", "grammar without a way on"):
+    for name, reason, problem in (
+        ("every token is a stop", FinishReason.FAILED, "no token can be chosen"),
+        (
+            "grammar without a way on",
+            FinishReason.DEAD_END,
+            "the constraint allows no token: the grammar ends in a wall",
+        ),
+    ):
         tokens, finish, detail = answers[name]
-        assert (tokens, finish) == ([], FinishReason.FAILED)
-        assert name in detail and "no token can be chosen" in detail
+        assert (tokens, finish) == ([], reason)
+        assert name in detail and problem in detail
     scheduler.check()
     assert not scheduler.has_work
 
