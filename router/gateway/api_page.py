@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from baleen.constraint import MAX_CHARS
+from baleen.text.lark import MAX_DEPTH as SCHEMA_DEPTH
 from router.gateway.bodies import BODY_TIMEOUT_S, MAX_DEPTH
 from router.gateway.chat.request import FIELDS as CHAT
 from router.gateway.completions.request import FIELDS as COMPLETIONS
@@ -59,7 +61,21 @@ named in `error.param`. A body is a JSON object of at most `gateway.max_body_mib
 {BODY_TIMEOUT_S:g} s (504), with at most {MAX_DEPTH} objects and arrays within each other. Request line and headers
 have at most {MAX_HEAD_BYTES // 1024} KiB, and there are at most {MAX_HEADERS} headers (431).
 
-`response_format` and schemas of tools are checked and shown to the model; answers are not forced to keep to them.
+## Answers in a form
+
+With `response_format`, `structured_outputs`, `guided_*`, `regex` or `ebnf` an answer cannot but keep to the form, token
+by token, and with `tool_choice` `required` or a function it calls, with arguments that fit the schema. With `auto` the
+tools with `strict` get such arguments, after free text or none. While the model thinks it is free. Of a `json_schema`
+without `strict`, keywords that cannot be enforced are passed over; all else is refused with 400: schemas, expressions
+and grammars of more than {MAX_CHARS:,} characters, schemas of more than {SCHEMA_DEPTH} levels, keywords that are not
+known (`not`, `if`, `contains`, `uniqueItems`, `propertyNames`, `dependentRequired`), look-around and references back.
+Objects have their properties in the order of the schema. Arguments of a call are an object of `properties`, without
+others unless `additionalProperties` says so, then one.
+
+`stop` and `max_tokens` end an answer wherever it is, which is then not complete (`finish_reason` `length` at
+`max_tokens`). An answer that must end does so before `min_tokens` and with `ignore_eos` too. `logit_bias` and
+penalties choose among what the form allows. A form cannot be asked of an answer that is continued (`prefix`), nor an
+expression or a grammar beside tools that may be called.
 
 ## Models
 
@@ -80,6 +96,7 @@ It thinks by default under {_names(name for name, thinks in ALIASES.items() if t
 | 404, 405, 415 | no such path or model; another method; no JSON | no |
 | 413, 431 | the body, or what comes before it, is too large | no |
 | 409 | a request of this id runs | no |
+| 422 | the answer cannot go on within its form | no |
 | 429 | a limit of the key, or no room: after `retry-after`, `retry-after-ms` | yes |
 | 500 | a fault of ours | once |
 | 503 | no rank can take it now | yes |

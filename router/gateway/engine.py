@@ -21,6 +21,8 @@ from baleen.wire.channel import open_channel
 from baleen.wire.errors import error_from_rpc
 from baleen.wire.sampling import sampling_to_proto
 from router.gateway.ask import Ask, Piece, TokenUsage
+from router.gateway.forms import Forms
+from router.gateway.refusal import Unkeepable
 
 LONG_TEXT = 10_000
 """Characters from which on a text is tokenised beside the event loop."""
@@ -40,6 +42,7 @@ class Engine:
         """router: its address. deadline_s: most time of a request."""
         self.tokenizer = tokenizer
         self.format = chat_format
+        self.forms = Forms()
         self._channel = open_channel(router)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._deadline_s = deadline_s
@@ -139,6 +142,8 @@ class Running:
         completion = sum(each.num_tokens for each in self._answers)
         reasoning = sum(each.num_reasoning for each in self._answers)
         self._usage = TokenUsage(len(self._ask.prompt), cached, completion, reasoning)
+        if delta.finish_reason == common_pb2.FINISH_REASON_DEAD_END:
+            raise Unkeepable(f"the answer cannot keep to its form: {delta.detail}")
         if piece.finish == _INTERRUPTED and completion == 0:
             raise _interruption(delta)
         return replace(piece, usage=self._usage)

@@ -38,6 +38,7 @@ _OPENAI: dict[int, tuple[str, str]] = {
     409: ("invalid_request_error", "conflict"),
     415: ("invalid_request_error", "unsupported_media_type"),
     413: ("invalid_request_error", "request_too_large"),
+    422: ("invalid_request_error", "form_not_kept"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", "internal_error"),
     503: ("server_error", "service_unavailable"),
@@ -53,6 +54,7 @@ _ANTHROPIC: dict[int, str] = {
     409: "invalid_request_error",
     413: "request_too_large",
     415: "invalid_request_error",
+    422: "invalid_request_error",
     429: "rate_limit_error",
     500: "api_error",
     503: "api_error",
@@ -62,6 +64,10 @@ _ANTHROPIC: dict[int, str] = {
 
 class TooLarge(BaleenError):
     """A body that is larger than the gateway takes."""
+
+
+class Unkeepable(BaleenError):
+    """An answer that cannot go on within the form that was asked for."""
 
 
 class WrongMedia(BaleenError):
@@ -84,6 +90,7 @@ _STATUS: dict[type[BaleenError], int] = {
     TooLarge: 413,
     WrongMedia: 415,
     WrongMethod: 405,
+    Unkeepable: 422,
     InvalidRequest: 400,
     UnknownName: 404,
     AlreadyRunning: 409,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from baleen.constraint import Constraint
 from baleen.errors import ContextExceeded, InvalidRequest
 from baleen.sampling import MAX_SEED, SamplingParams
-from baleen.text.encoding_v32 import CALLS_BEGIN, DSML
+from baleen.text.answer_grammar import AnswerForm, answer_constraint
+from baleen.text.chat_format import Prompt
+from baleen.text.encoding_v32 import END_THINK
 from router.gateway.ask import Ask
 from router.gateway.chat.messages import MissingReasoning, read_messages
 from router.gateway.chat.tools import ToolUse, read_tools
 from router.gateway.engine import Engine
 from router.gateway.fields import MAX_ITEMS, MAX_TEXT, Field, check
+from router.gateway.forms import FIELDS as FORM_FIELDS
+from router.gateway.forms import json_form, read_form
 from router.gateway.models import ModelNames
 
 Json = Mapping[str, Any]
@@ -45,7 +50,7 @@ FIELDS = (
     Field(name="stream_options", kind="object", longest=8, effect="include_usage, continuous_usage_stats."),
     Field(name="logprobs", kind="boolean", effect="Log-probabilities of the tokens; not while thinking."),
     Field(name="top_logprobs", kind="integer", low=0, high=20, effect="So many rivals of each token."),
-    Field(name="response_format", kind="object", longest=8, effect="text, json_object or json_schema."),
+    *FORM_FIELDS,
     Field(name="tools", kind="array", longest=128, effect="Functions that the model may call."),
     Field(name="tool_choice", kind="string or object", longest=64, effect="none, auto, required, or which function."),
     Field(name="parallel_tool_calls", kind="boolean", effect="False: at most one call."),
@@ -88,22 +93,28 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
     thinking = _thinks(given, default=model.thinks)
     messages = read_messages(given["messages"], thinking=thinking, missing=limits.missing_reasoning)
     tools = read_tools(given, thinking=thinking)
+    form = _read_form(given, body)
+    continues = bool(given["messages"][-1].get("prefix") or given.get("continue_final_message"))
+    if form is not None and continues and tools.forced is None:
+        problem = f"{form[1]} cannot be used where the last message is continued: the form is that of a whole answer"
+        raise InvalidRequest(problem, field=form[1])
     prompt = engine.format.encode(
         messages,
         thinking=thinking,
         tools=tools.offered,
-        response_format=_response_format(given, body),
-        continue_last=bool(given["messages"][-1].get("prefix") or given.get("continue_final_message")),
+        response_format=_shown_format(given),
+        continue_last=continues,
     )
-    opening = _opening(tools)
+    opening = "" if tools.forced is None else engine.format.calls.opening(tools.forced)
+    constraint = await _constraint(form, tools, prompt, engine)
     token_ids = await engine.encode(prompt.text + opening)
     return Ask(
         model=given["model"],
         prompt=token_ids,
-        sampling=read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids)),
+        sampling=read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids), constraint),
         thinking=prompt.thinking,
         tools=bool(tools.offered),
-        one_call=given.get("parallel_tool_calls") is False or bool(tools.forced),
+        one_call=tools.one_call,
         opening=opening,
         cache_salt=given.get("cache_salt", given.get("user_id", "")),
         priority=given.get("priority", 0),
@@ -123,35 +134,60 @@ def _thinks(given: Json, *, default: bool) -> bool:
     return given["reasoning_effort"] != "none" if "reasoning_effort" in given else default
 
 
-def _opening(tools: ToolUse) -> str:
-    """What an answer that must call a tool begins with."""
-    if tools.forced is None:
-        return ""
-    begin = f'\n\n{CALLS_BEGIN}\n<{DSML}invoke name="'
-    return begin + (f'{tools.forced}">\n' if tools.forced else "")
+def _read_form(given: Json, body: Json) -> tuple[Constraint, str] | None:
+    form = read_form(given)
+    if form is not None and form[1] == "response_format" and "json" not in str(body.get("messages")).lower():
+        raise InvalidRequest(
+            "Prompt must contain the word 'json' in some form to use 'response_format' of type 'json_object'.",
+            field="response_format",
+        )
+    return form
 
 
-def _response_format(given: Json, body: Json) -> Json | None:
-    form = given.get("response_format")
-    if form is None or form.get("type") == "text":
+def _shown_format(given: Json) -> Json | None:
+    """What the model is told of the form: a schema."""
+    form = given.get("response_format", {})
+    schema: Json | None = form["json_schema"]["schema"] if form.get("type") == "json_schema" else None
+    return schema
+
+
+async def _constraint(
+    form: tuple[Constraint, str] | None, tools: ToolUse, prompt: Prompt, engine: Engine
+) -> Constraint | None:
+    """What the answer keeps to, of its form and of its calls."""
+    if not tools.offered:
+        if form is None:
+            return None
+        await engine.forms.require(*form)
+        return replace(form[0], after=END_THINK if prompt.thinking else "")
+    otherwise = None
+    if form is not None and tools.forced is None:
+        await engine.forms.require(*form)
+        otherwise = json_form(form[0])
+        if otherwise is None:
+            raise InvalidRequest(f"{form[1]} cannot be used with tools, unless tool_choice is none", field=form[1])
+    elif tools.forced is None and not tools.strict:
         return None
-    if form.get("type") == "json_object":
-        if "json" not in str(body.get("messages")).lower():
-            raise InvalidRequest(
-                "Prompt must contain the word 'json' in some form to use 'response_format' of type 'json_object'.",
-                field="response_format",
-            )
-        return None
-    schema = form.get("json_schema")
-    if form.get("type") != "json_schema" or not isinstance(schema, dict):
-        kind = form.get("type")
-        problem = f"response_format.type is {kind!r}, must be text, json_object, or json_schema with its json_schema"
-        raise InvalidRequest(problem, field="response_format.type")
-    inner = schema.get("schema")
-    return inner if isinstance(inner, dict) else {}
+    answer = AnswerForm(
+        tools=tools.forms(),
+        opened=tools.forced,
+        many=not tools.one_call,
+        otherwise=otherwise,
+        lenient=form is not None and form[0].lenient,
+        thinking=prompt.thinking,
+    )
+    writer, tokenizer = engine.format.calls, engine.tokenizer
+    return await engine.forms.made(repr(answer), "tools", lambda: answer_constraint(answer, writer, tokenizer))
 
 
-def read_sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, num_prompt: int) -> SamplingParams:
+def read_sampling(
+    given: Json,
+    thinking: bool,
+    limits: ChatLimits,
+    room: int,
+    num_prompt: int,
+    constraint: Constraint | None = None,
+) -> SamplingParams:
     """Sampling of a checked body. room: tokens that the context has beside the prompt. Raises InvalidRequest."""
     wanted = given.get("max_completion_tokens", given.get("max_tokens"))
     if wanted is not None and wanted > limits.max_output:
@@ -178,6 +214,7 @@ def read_sampling(given: Json, thinking: bool, limits: ChatLimits, room: int, nu
         stop_token_ids=frozenset(_token_ids(given.get("stop_token_ids", ()))),
         logit_bias=_bias(given.get("logit_bias", {})),
         logprobs=_logprobs(given, thinking),
+        constraint=constraint,
         **values,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from baleen.errors import InvalidRequest
+from baleen.text.call_forms import ToolForm
 from router.gateway.fields import MAX_ITEMS, MAX_TEXT, Field, check
 
 Json = Mapping[str, Any]
@@ -27,10 +28,26 @@ _FUNCTION = (
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """offered: function objects. forced: None: the model may call; a name: it must call that; empty: any of them."""
+    """offered: function objects. forced: None: the model may call; a name: it must call that; empty: any of them.
+
+    strict: names of those whose arguments keep to their schema. one_call: at most one call.
+    """
 
     offered: tuple[Json, ...] = ()
     forced: str | None = None
+    strict: frozenset[str] = frozenset()
+    one_call: bool = False
+
+    def forms(self) -> list[ToolForm]:
+        """What may be called. Where the model must call, all arguments keep to their schemas."""
+        return [
+            ToolForm(
+                tool["name"],
+                tool.get("parameters", {}) if self.forced is not None or tool["name"] in self.strict else None,
+                f"tools[{place}].function.parameters",
+            )
+            for place, tool in enumerate(self.offered)
+        ]
 
 
 def read_tools(given: Json, *, thinking: bool) -> ToolUse:
@@ -39,11 +56,15 @@ def read_tools(given: Json, *, thinking: bool) -> ToolUse:
     names = {str(function["name"]) for function in offered}
     if len(names) < len(offered):
         raise InvalidRequest("Tool names must be unique.", field="tools")
+    strict = frozenset(
+        tool["function"]["name"] for tool in given.get("tools", ()) if tool["function"].get("strict") is True
+    )
+    one_call = given.get("parallel_tool_calls") is False
     choice = given.get("tool_choice", "auto")
     if choice == "none":
         return ToolUse()
     if choice == "auto":
-        return ToolUse(offered)
+        return ToolUse(offered, None, strict, one_call)
     name = ""
     if choice != "required":
         function = choice.get("function") if isinstance(choice, dict) else None
@@ -59,7 +80,7 @@ def read_tools(given: Json, *, thinking: bool) -> ToolUse:
         raise InvalidRequest("tool_choice is required, but there are no tools", field="tool_choice")
     if thinking:
         raise InvalidRequest("Thinking mode does not support this tool_choice", field="tool_choice")
-    return ToolUse(offered, name or (next(iter(names)) if len(names) == 1 else ""))
+    return ToolUse(offered, name or (next(iter(names)) if len(names) == 1 else ""), strict, one_call or bool(name))
 
 
 def _function(tool: Any, where: str) -> Json:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 from baleen.text.tokenizer_files import BOS_TOKEN
 from router.gateway.ask import Ask
@@ -14,6 +15,8 @@ from router.gateway.chat.request import MAX_N, read_sampling
 from router.gateway.dialect import Gateway
 from router.gateway.engine import Engine
 from router.gateway.fields import MAX_TEXT, Field, check
+from router.gateway.forms import FIELDS as FORM_FIELDS
+from router.gateway.forms import read_form
 
 Json = Mapping[str, Any]
 
@@ -39,6 +42,7 @@ FIELDS = (
     Field(name="logprobs", kind="integer", low=0, high=20, effect="Log-probabilities, and so many rivals."),
     Field(name="best_of", kind="integer", low=1, high=MAX_N, effect="Must be n: none is left out."),
     *(field for field in CHAT_FIELDS if field.name in _SAME),
+    *FORM_FIELDS,
 )
 """Fields of POST /v1/completions; others are ignored."""
 
@@ -65,10 +69,13 @@ async def read_asks(body: Json, gateway: Gateway) -> TextRequest:
         raise InvalidRequest("echo cannot be used with suffix", field="echo")
     if given.get("echo") and "logprobs" in given:
         raise InvalidRequest("echo cannot be used with logprobs: those of prompts are not kept", field="echo")
+    form = read_form(given)
+    if form is not None:
+        await engine.forms.require(*form)
     asks, echoes = [], []
     for prompt in _prompts(given["prompt"]):
         token_ids = await _encode(prompt, given.get("suffix"), engine)
-        asks.append(_ask(given, token_ids, gateway))
+        asks.append(_ask(given, token_ids, gateway, form[0] if form is not None else None))
         text = prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
         echoes.append(text if given.get("echo") else "")
     return TextRequest(tuple(asks), tuple(echoes), bool(given.get("stream")))
@@ -112,14 +119,14 @@ async def _encode(prompt: str | list[int], suffix: str | None, engine: Engine) -
     return await engine.encode(f"{BOS_TOKEN}{begin}{prompt}{hole}{suffix}{end}")
 
 
-def _ask(given: Json, token_ids: list[int], gateway: Gateway) -> Ask:
+def _ask(given: Json, token_ids: list[int], gateway: Gateway, constraint: Constraint | None) -> Ask:
     room = gateway.max_context - len(token_ids)
     wanted = {**given, "logprobs": "logprobs" in given, "top_logprobs": given.get("logprobs", 0)}
     if not wanted["logprobs"]:
         del wanted["top_logprobs"]
     wanted.setdefault("max_tokens", max(1, min(DEFAULT_TOKENS, room)))
     try:
-        sampling = read_sampling(wanted, False, gateway.limits, room, len(token_ids))
+        sampling = read_sampling(wanted, False, gateway.limits, room, len(token_ids), constraint)
     except InvalidRequest as error:
         field = "prompt" if error.field == "messages" else error.field
         raise error.renamed(field) from error

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 OTHER_NAMES = "deepseek-chat"
 """What an unknown name of a model means under /anthropic, as DeepSeek has it."""
 
-_OWN_NAMES = {"stop": "stop_sequences", "response_format": "output_config.format"}
+_OWN_NAMES = {"stop": "stop_sequences"}
 
 
 class MessageShape:
@@ -100,7 +100,17 @@ async def _ask(chat: Json, gateway: Gateway) -> Ask:
     try:
         return await read_ask(chat, gateway.engine, gateway.names, gateway.limits, max_context=gateway.max_context)
     except InvalidRequest as error:
-        raise error.renamed(_OWN_NAMES.get(error.field, error.field)) from error
+        raise _renamed(error) from error
+
+
+def _renamed(error: InvalidRequest) -> InvalidRequest:
+    """The same error, with the field's name in this dialect."""
+    field = _OWN_NAMES.get(error.field, error.field)
+    if error.field.startswith("response_format"):
+        field = "output_config.format"
+    elif error.field.endswith(".function.parameters"):
+        field = error.field.replace(".function.parameters", ".input_schema")
+    return type(error)(str(error).replace(error.field, field), field=field)
 
 
 def _frames(events: list[Json]) -> list[bytes]:

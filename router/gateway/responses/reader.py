@@ -18,7 +18,7 @@ from router.gateway.responses.request import base_response, to_chat
 
 Json = dict[str, Any]
 
-_OWN_NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format"}
+_OWN_NAMES = {"max_tokens": "max_output_tokens"}
 
 
 class ResponseShape:
@@ -77,8 +77,12 @@ def shown_usage(usage: TokenUsage) -> Json:
 
 def _renamed(error: InvalidRequest) -> InvalidRequest:
     """The same error, with the field's name in this dialect; messages of a chat come from the input."""
-    field = "input" if error.field.startswith("messages") else _OWN_NAMES.get(error.field, error.field)
-    return error.renamed(field)
+    if error.field.startswith("messages"):
+        return error.renamed("input")
+    field = _OWN_NAMES.get(error.field, error.field).replace(".function.", ".")
+    if error.field.startswith("response_format"):
+        field = "text.format"
+    return type(error)(str(error).replace(error.field, field), field=field)
 
 
 def _frames(events: list[Json]) -> list[bytes]:

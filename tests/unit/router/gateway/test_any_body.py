@@ -12,6 +12,7 @@ from baleen.text.chat_format import FORMATS
 from baleen.text.tokenizer import Tokenizer
 from router.gateway.chat.reader import read_chat
 from router.gateway.chat.request import ChatLimits
+from router.gateway.forms import Forms
 from router.gateway.messages.reader import count_tokens, read_message
 from router.gateway.models import ModelNames
 from router.gateway.responses.reader import read_response
@@ -107,7 +108,7 @@ async def encode(text):
 
 
 GATEWAY = SimpleNamespace(
-    engine=SimpleNamespace(format=FORMATS["deepseek-v3.2"], encode=encode, tokenizer=TOKENIZER),
+    engine=SimpleNamespace(format=FORMATS["deepseek-v3.2"], encode=encode, tokenizer=TOKENIZER, forms=Forms()),
     names=ModelNames("baleen"),
     limits=ChatLimits(),
     max_context=10_000,

@@ -9,6 +9,7 @@ from baleen.errors import InvalidRequest
 from baleen.text.chat_format import FORMATS
 from baleen.text.tokenizer import Tokenizer
 from router.gateway.chat.request import ChatLimits, read_ask
+from router.gateway.forms import Forms
 from router.gateway.models import ModelNames
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -23,7 +24,7 @@ async def encode(text):
     return TOKENIZER.encode(text)
 
 
-ENGINE = SimpleNamespace(format=FORMATS["deepseek-v3.2"], encode=encode)
+ENGINE = SimpleNamespace(format=FORMATS["deepseek-v3.2"], encode=encode, tokenizer=TOKENIZER, forms=Forms())
 
 
 def ask(*, limits=ChatLimits(), max_context=4000, **fields):  # noqa: B008  (it is frozen)
@@ -69,7 +70,7 @@ def test_results_of_tools_stand_in_the_order_of_the_calls():
 def test_a_tool_that_must_be_called_opens_the_answer():
     opened = ask(tools=[TOOL], tool_choice="required")
     assert TOKENIZER.decode(opened.prompt).endswith(opened.opening)
-    assert opened.opening == '\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n' and opened.one_call
+    assert opened.opening == '\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="f">\n' and not opened.one_call
     other = {"type": "function", "function": {"name": "g"}}
     either = ask(tools=[TOOL, other], tool_choice="required")
     assert either.opening.endswith('<｜DSML｜invoke name="') and not either.one_call
