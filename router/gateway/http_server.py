@@ -40,10 +40,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """More of a request. A head that is too large ends the connection."""
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse()
-            return
-        self._head_bytes += len(data)
+        if self._in_head:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse()
+                return
+            self._head_bytes += len(data)
         super().data_received(data)
 
     def on_message_begin(self) -> None:

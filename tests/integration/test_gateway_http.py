@@ -236,3 +236,30 @@ def test_a_head_is_bounded():
             await server.stop()
 
     run(scenario())
+
+
+def test_a_body_is_no_part_of_the_next_head():
+    async def application(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def scenario():
+        server = HttpServer(application, "127.0.0.1:0", drain_timeout_s=1.0)
+        host, port = (await server.start()).split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            for _ in range(3):
+                size = 4 * MAX_HEAD_BYTES
+                writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % size)
+                for _ in range(16):
+                    writer.write(b"a" * (size // 16))
+                    await writer.drain()
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+                await asyncio.sleep(0)
+        finally:
+            writer.close()
+            await server.stop()
+
+    run(scenario())

@@ -71,14 +71,15 @@ def write_spec(name: str, path: Path, *, served: bool) -> None:
     if name == "openai_chat":
         schemas["CreateCompletionRequest"]["properties"]["model"] = model
         spec["paths"]["/models/{model}"]["get"]["parameters"][0]["schema"] = model
-        # it says nothing of errors
-        shape = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
-        for place, method in wanted.items():
-            responses = spec["paths"][place][method]["responses"]
+    for place, method in wanted.items():
+        responses = spec["paths"][place][method]["responses"]
+        if name == "openai_chat":
+            # it says nothing of errors
+            shape = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
             responses["default"] = {"description": "An error.", "content": {"application/json": shape}}
-            if method == "post":
-                # of some it does not say that they stream; events are no JSON, and the clients check them
-                responses["200"]["content"]["text/event-stream"] = {}
+        if method == "post":
+            # of some it does not say that they stream; events are no JSON, and the clients check them
+            responses["200"]["content"]["text/event-stream"] = {}
     if served:
         _cut_requests(schemas)
     path.write_text(json.dumps(spec))
