@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("cluster.commands.generate", "generate from prompts with a local group of ranks"),
     "eval": ("cluster.commands.eval", "held-out tasks through a running cluster"),
     "keys": ("cluster.commands.keys", "API keys of the gateway: limits, balances, usage"),
+    "bench": ("cluster.commands.bench", "time of kernels against their floors, on this machine's GPU"),
     "checkpoint": ("cluster.commands.checkpoint", "make, inspect or verify a checkpoint"),
 }
 

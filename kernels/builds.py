@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ALIGNMENT = 16
+INDICES = ("*i32", "*i64")
 
 _TYPES = {
     "float32": "fp32",
@@ -33,8 +34,12 @@ class Build:
 
     types: Triton's type of each argument that is neither a constant nor an int32 number: "*bf16", "*fp8e4nv", "*u8",
     "*fp32", "*i32", "*i64", "i64", "fp32". divisible: integer arguments (strides) that are multiples of 16 in every
-    call; pointers always are. tensor_cores: the kernel must use wgmma on sm_90. fusion:
-    whether a product and a sum may be rounded as one; not where bits must be those of another machine.
+    call; pointers are compiled as such. tensor_cores: the kernel must use wgmma on sm_90. fusion: whether a product and
+    a sum may be rounded as one; not where bits must be those of another machine.
+
+    Triton compiles anew where arguments are otherwise: with wider loads for a number that happens to be a multiple of
+    16, with narrower ones for lengths and tables that are slices. Nothing else differs between what is compiled ahead
+    of time and what runs.
     """
 
     kernel: Any
@@ -46,13 +51,16 @@ class Build:
     tensor_cores: bool = False
     fusion: bool = True
     _aligned: tuple[str, ...] = field(init=False)
+    _checked: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         names = set(self.kernel.arg_names)
         unknown = (set(self.types) | set(self.constants) | set(self.divisible)) - names
         assert not unknown, f"{self.name}: no such arguments: {sorted(unknown)}"
         pointers = tuple(name for name in self.kernel.arg_names if self.types.get(name, "i32").startswith("*"))
+        checked = tuple(name for name in pointers if self.types[name] not in INDICES)
         object.__setattr__(self, "_aligned", pointers + self.divisible)
+        object.__setattr__(self, "_checked", checked + self.divisible)
 
     @property
     def name(self) -> str:
@@ -63,7 +71,7 @@ class Build:
 
     @property
     def aligned(self) -> tuple[str, ...]:
-        """Arguments that the compiler takes for multiples of 16: pointers in bytes, numbers as they are."""
+        """Arguments that the compiler takes for multiples of 16: addresses in bytes, numbers as they are."""
         return self._aligned
 
     def options(self) -> dict[str, Any]:
@@ -73,9 +81,9 @@ class Build:
     def launch(self, grid: tuple[int, ...], **arguments: Any) -> None:
         """Run the kernel over `grid` (one to three numbers; nothing runs when one is 0) with its other arguments.
 
-        Raises ValueError when an argument that was compiled as a multiple of 16 is none.
+        Raises ValueError when a stride that was compiled as a multiple of 16, or the address of numbers, is none.
         """
-        for name in self._aligned:
+        for name in self._checked:
             value = arguments[name]
             place = value if isinstance(value, int) else value.data_ptr()
             if place % ALIGNMENT:
