@@ -55,6 +55,7 @@ def run(
     stdin: str = "",
     folder: Path = REPO,
     timeout_s: float = 240.0,
+    **environment: str,
 ) -> str:
     """What a program writes to stdout; it may reach this machine only, and must end with the code, if one is given."""
     inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -66,7 +67,7 @@ def run(
         timeout=timeout_s,
         check=False,
         cwd=folder,
-        env=inherited | _ENVIRONMENT,
+        env=inherited | _ENVIRONMENT | environment,
     )
     assert code is None or done.returncode == code, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout
