@@ -182,7 +182,7 @@ def _combine_case(num_tokens: int) -> Case:
 
 def parts_cases() -> list[Case]:
     """What 8 ranks gave for a decode batch."""
-    return [_parts_case(8, t) for t in (16, 128)]
+    return [replace(_parts_case(8, 2), tiny=True), *(_parts_case(8, t) for t in (16, 128))]
 
 
 def _parts_case(num_ranks: int, num_tokens: int) -> Case:
@@ -207,7 +207,7 @@ def _parts_case(num_ranks: int, num_tokens: int) -> Case:
 
 def pack_cases() -> list[Case]:
     """A decode batch for 8 ranks."""
-    return [_pack_case(8, t) for t in (16, 128)]
+    return [replace(_pack_case(8, 2), tiny=True), *(_pack_case(8, t) for t in (16, 128))]
 
 
 def _packing(num_ranks: int, num_tokens: int, device: str) -> tuple[Scaled, torch.Tensor, torch.Tensor]:
@@ -249,7 +249,7 @@ def _pack_case(num_ranks: int, num_tokens: int) -> Case:
 
 def unpack_cases() -> list[Case]:
     """A decode batch from 8 ranks."""
-    return [_unpack_case(8, t) for t in (16, 128)]
+    return [replace(_unpack_case(8, 2), tiny=True), *(_unpack_case(8, t) for t in (16, 128))]
 
 
 def _unpack_case(num_ranks: int, num_tokens: int) -> Case:

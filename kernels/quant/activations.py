@@ -30,8 +30,13 @@ def scale_of(b_absmax, UE8M0: tl.constexpr):
 @triton.jit
 def scaled_float8(b_x, b_s, UE8M0: tl.constexpr):
     """Float8 of b_x / b_s, both float32; b_s comes from `scale_of`."""
-    # the reciprocal of a power of two is exact, and so is the product
-    return to_float8(b_x * (1.0 / b_s) if UE8M0 else tl.div_rn(b_x, b_s))
+    if UE8M0:
+        # a power of two has an exact reciprocal, by its exponent, and the product with it is exact
+        b_bits = (254 << 23) - b_s.to(tl.int32, bitcast=True)
+        b_x = b_x * b_bits.to(tl.float32, bitcast=True)
+    else:
+        b_x = tl.div_rn(b_x, b_s)
+    return to_float8(b_x)
 
 
 @triton.jit

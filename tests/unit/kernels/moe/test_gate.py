@@ -8,6 +8,8 @@ from kernels.testing.compare import assert_close, assert_same_bits
 from kernels.testing.shapes import generator
 from tests.support.golden import golden
 
+# of weights: sums of another order, and on a GPU those of tensor cores
+RELATIVE = {"cpu": 3e-6, "cuda": 3e-5}
 MODEL = {"experts_per_token": 8, "num_groups": 8, "topk_groups": 4, "normalise": True, "scaling": 2.5}
 
 
@@ -17,7 +19,7 @@ def assert_same(x, weight, bias, **options):
     ids, weights = gate(x, weight, bias, **options)
     expected_ids, expected_weights = reference.gate(x.cpu(), weight.cpu().float(), bias.cpu(), **options)
     assert_same_bits(ids, expected_ids, what="ids")
-    assert_close(weights, expected_weights, relative=3e-6, what="weights")
+    assert_close(weights, expected_weights, relative=RELATIVE[x.device.type], what="weights")
     return ids, weights
 
 
@@ -82,7 +84,7 @@ def test_the_bias_decides_the_choice_only_and_a_negative_one_is_no_mask(device):
     bias = torch.randn(32, generator=generator(1)) - 3  # every biased score is below zero
     few = {"experts_per_token": 4, "num_groups": 4, "topk_groups": 1, "normalise": False, "scaling": 1.0}
     ids, weights = by_logits(logits, bias, device, **few)
-    assert_close(weights, logits.sigmoid().gather(1, ids.cpu()), relative=1e-6)
+    assert_close(weights, logits.sigmoid().gather(1, ids.cpu()), relative=RELATIVE[weights.device.type])
     assert (ids // 8 == ids[:, :1] // 8).all()
 
 
@@ -121,7 +123,7 @@ def test_a_planted_error_is_found(device):
     _, weights = gate(x, weight, bias, **few)
     weight[:, 5] *= 1.01
     with pytest.raises(AssertionError, match="elements are wrong"):
-        assert_close(weights, reference.gate(x.cpu(), weight.cpu(), bias.cpu(), **few)[1], relative=3e-6)
+        assert_close(weights, reference.gate(x.cpu(), weight.cpu(), bias.cpu(), **few)[1], relative=RELATIVE[device])
 
 
 def test_what_is_refused(device):

@@ -8,8 +8,10 @@ from kernels.quant.weights import dequantise_weight, quantise_weight
 from kernels.testing.compare import assert_close, assert_same_bits, difference
 from kernels.testing.shapes import generator
 
-# against sums in float64: bfloat16 rounds by up to 2**-8, and sums in float32 differ by less than the rest
-RELATIVE, ABSOLUTE = 2**-8, 1e-5
+# against sums in float64: bfloat16 rounds by up to 2**-8, and the sums before, a part of the row's largest number, are
+# off by less than the rest; Hopper sums 128 float8 products with about 14 bits
+RELATIVE = 2**-8
+ABSOLUTE = {"cpu": 1e-5, "cuda": 3e-4}
 
 
 def problem(device, num_rows, num_columns, width, *, seed=1):
@@ -33,9 +35,10 @@ def exact(x, x_scales, w, w_scales):
 def check(arguments, expected):
     from kernels.quant.gemm import float8_product
 
-    y = float8_product(*arguments).cpu()
+    y = float8_product(*arguments)
+    absolute, y = ABSOLUTE[y.device.type], y.cpu()
     size = expected.abs().amax(dim=1, keepdim=True)  # each row has one of its own
-    assert_close(y.double() / size, expected / size, relative=RELATIVE, absolute=ABSOLUTE, what="product")
+    assert_close(y.double() / size, expected / size, relative=RELATIVE, absolute=absolute, what="product")
     return y
 
 
