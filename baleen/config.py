@@ -12,6 +12,7 @@ from baleen.tls_config import TlsConfig
 ComputeDtype = Literal["float32", "bfloat16"]
 CacheDtype = Literal["float32", "bfloat16", "float8"]
 AttentionForm = Literal["auto", "mha", "absorbed"]
+KernelsName = Literal["auto", "torch", "triton"]
 Level = Literal["info", "warning", "error", "off"]
 Role = Literal["prefill", "decode", "mixed"]
 TransportName = Literal["tcp", "nixl"]
@@ -29,6 +30,9 @@ class ModelConfig:
     attention_form: `mha` expands keys and values per head, `absorbed` attends in latent space; `auto` takes the one
     that needs fewer operations for each piece of work. hadamard rotates index queries and keys (always on with a
     float8 cache, where the official demo needs it). num_threads 0 leaves torch's own choice.
+
+    kernels: `torch` computes on the CPU, `triton` on a CUDA device, in bfloat16, with float8 weights kept as stored;
+    `auto` takes triton where there is a CUDA device. Decided once, when a rank starts, for all operations.
     """
 
     path: str
@@ -36,6 +40,7 @@ class ModelConfig:
     attention_form: AttentionForm = "auto"
     hadamard: bool = False
     num_threads: int = 0
+    kernels: KernelsName = "auto"
 
     def __post_init__(self) -> None:
         """Raise ConfigError on an unknown choice."""
@@ -47,6 +52,8 @@ class ModelConfig:
             self.attention_form in ("auto", "mha", "absorbed"),
             f"model.attention_form is {self.attention_form!r}, must be auto, mha or absorbed",
         )
+        kernels = get_args(KernelsName)
+        _require(self.kernels in kernels, f"model.kernels is {self.kernels!r}, must be one of {', '.join(kernels)}")
         _require(self.num_threads >= 0, f"model.num_threads is {self.num_threads}, must be at least 0")
 
 

@@ -138,15 +138,17 @@ class RankProcess:
 
         timeline = startup.Timeline(self._clock)
         timeline.add("import", self._clock.now() - begin)
+        place = startup.choose_place(self._config, self._log)
         group = self._group = startup.join(
             self._config,
             timeline,
             on_end=self._lifecycle.epoch_ended,
             clock=self._clock,
             incarnation=self._incarnation,
+            device=place.device,
         )
         self._lifecycle.joined(group)
-        engine = startup.load(self._config, group, timeline, clock=self._clock, log=self._log)
+        engine = startup.load(self._config, group, timeline, clock=self._clock, log=self._log, place=place)
         info = self._info(engine)
         announcer, feed = self._open_announcer(engine, info)
         tracing = self._open_tracing()

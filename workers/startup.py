@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,14 +22,21 @@ from workers.cache.blocks import BlockCache
 from workers.cache.tensors import CacheBytes
 from workers.engine.scheduler import Scheduler
 from workers.model.checkpoint import Checkpoint
-from workers.model.loading import load_weights
+from workers.model.device_weights import DeviceWeights
+from workers.model.limits import require_widths
+from workers.model.loading import LoadTimes, load_device_weights, load_weights
 from workers.model.runner import COMPUTE_DTYPES, Runner
+from workers.model.weights import Weights
 from workers.parallel.group import Group
 from workers.parallel.join import open_group
+from workers.place import Place, place_of, plan_memory
 from workers.transfer.moves import Moves
 from workers.transfer.nixl_payload import NixlPayload, import_nixl
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
+
+if TYPE_CHECKING:
+    from workers.model.device_runner import DeviceRunner
 
 READY_TIMEOUT_S = 24 * 3600.0
 """Longest wait for the other ranks to load; a rank that dies or stops meanwhile is noticed by its heartbeat."""
@@ -71,48 +79,61 @@ class Engine:
     block_fingerprint: bytes
     max_context: int
     scheduler: Scheduler
-    runner: Runner
+    runner: Runner | DeviceRunner
     moves: Moves
     grammars: Grammars | None
 
 
+def choose_place(config: RankConfig, log: Log) -> Place:
+    """Decide what this rank computes with, and where, and say so in the log. Raises ConfigError."""
+    place = place_of(config)
+    log.info("kernels", implementation=place.implementation, device=str(place.device))
+    return place
+
+
 def join(
-    config: RankConfig, timeline: Timeline, *, on_end: Callable[[str], None], clock: Clock, incarnation: Incarnation
+    config: RankConfig,
+    timeline: Timeline,
+    *,
+    on_end: Callable[[str], None],
+    clock: Clock,
+    incarnation: Incarnation,
+    device: torch.device | None = None,
 ) -> Group:
-    """Meet the other ranks; from here on each learns of the others' failures. Raises EpochEnded, ConfigError."""
+    """Meet the other ranks; from here on each learns of the others' failures. Raises EpochEnded, ConfigError.
+
+    device: where this rank computes; a group of several on CUDA devices speaks NCCL.
+    """
     if config.model.num_threads:
         torch.set_num_threads(config.model.num_threads)
     with timeline.part("join"):
-        return open_group(config.parallel, on_end, clock=clock, incarnation=incarnation)
+        return open_group(config.parallel, on_end, device=device, clock=clock, incarnation=incarnation)
 
 
-def load(config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, log: Log) -> Engine:
+def load(
+    config: RankConfig, group: Group, timeline: Timeline, *, clock: Clock, log: Log, place: Place | None = None
+) -> Engine:
     """Load the weights, allocate the cache and warm up, together with the group's other ranks.
 
-    Raises CheckpointError, ConfigError, EpochEnded.
+    place: what `choose_place` gave; without it, what the configuration asks for. Raises CheckpointError, ConfigError,
+    EpochEnded.
     """
+    place = place or place_of(config)
     if config.transfer.transport == "nixl":
         # missing, it should not be noticed only after the weights are there
         import_nixl()
     group.report("load")
-    with Checkpoint.open(config.model.path) as checkpoint:
-        weights, times = load_weights(
-            checkpoint,
-            rank=group.rank,
-            world_size=group.world_size,
-            compute_dtype=COMPUTE_DTYPES[config.model.compute_dtype],
-            progress=group.rank == 0,
-        )
+    weights, times = _load_weights(config, group, place, log)
     timeline.add("open", times.open_s)
     timeline.add("read", times.read_s)
     timeline.add("convert", times.convert_s)
     max_context = _max_context(config, weights.spec)
-    record_format = _record_format(config)
+    record_format = _record_format(config, place)
     fingerprint = weights.fingerprint + f"|{record_format}".encode()
     blocks = BlockCache(config.cache.num_blocks, fingerprint)
     scheduler = Scheduler(config.engine, blocks, clock, max_context=max_context)
     with timeline.part("allocate"):
-        runner = Runner(weights, config, group.expert_exchange(weights.spec.num_experts))
+        runner = _make_runner(weights, config, group)
     with timeline.part("tokenizer"):
         grammars = _load_grammars(config, weights.spec)
     with timeline.part("await others"):
@@ -138,12 +159,45 @@ def _load_grammars(config: RankConfig, spec: ModelSpec) -> Grammars | None:
     return Grammars(tokenizer, vocab_size=spec.vocab_size, eos_token_ids=spec.eos_token_ids)
 
 
+def _load_weights(
+    config: RankConfig, group: Group, place: Place, log: Log
+) -> tuple[Weights | DeviceWeights, LoadTimes]:
+    """This rank's share, in the form that `place` computes with; refused before a byte is read if it cannot fit."""
+    share = {"rank": group.rank, "world_size": group.world_size}
+    with Checkpoint.open(config.model.path) as checkpoint:
+        if place.implementation == "torch":
+            dtype = COMPUTE_DTYPES[config.model.compute_dtype]
+            return load_weights(checkpoint, **share, compute_dtype=dtype, progress=group.rank == 0)
+        require_widths(checkpoint.spec)
+        plan = plan_memory(config, checkpoint, group, place.device)
+        if plan is not None:
+            log.info("memory", plan=plan.text())
+            plan.require_fit()
+        return load_device_weights(checkpoint, **share, device=place.device, progress=group.rank == 0)
+
+
+def _make_runner(weights: Weights | DeviceWeights, config: RankConfig, group: Group) -> Runner | DeviceRunner:
+    exchange = group.expert_exchange(weights.spec.num_experts)
+    if isinstance(weights, Weights):
+        return Runner(weights, config, exchange)
+    # imports triton, which a rank on a CPU needs not have
+    from workers.model.device_runner import DeviceRunner
+
+    return DeviceRunner(weights, config, exchange)
+
+
 def _open_transport(
-    config: RankConfig, runner: Runner, fingerprint: bytes, record_format: str, log: Log
+    config: RankConfig, runner: Runner | DeviceRunner, fingerprint: bytes, record_format: str, log: Log
 ) -> TcpTransport | None:
     """Listen for transfers, if routers can reach this rank. Raises ConfigError where that is impossible."""
     serve = config.serve
     if not serve.listen:
+        return None
+    if runner.cache.layers()[0][0].is_cuda:
+        if serve.role != "mixed":
+            raise ConfigError(
+                f"serve.role is {serve.role!r}, must be mixed on a GPU: blocks of its cache do not move between ranks"
+            )
         return None
     host, _, port = serve.transfer_listen.rpartition(":")
     host = host.strip("[]") or config.parallel.host
@@ -172,7 +226,9 @@ def _max_context(config: RankConfig, spec: ModelSpec) -> int:
     return asked or spec.max_positions
 
 
-def _record_format(config: RankConfig) -> str:
+def _record_format(config: RankConfig, place: Place) -> str:
     """Names all that decides what stands in a cached block beside the checkpoint."""
     model = config.model
+    if place.implementation == "triton":
+        return f"triton|{config.cache.dtype}"
     return f"{model.compute_dtype}|{config.cache.dtype}|hadamard={model.hadamard}"

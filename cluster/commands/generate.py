@@ -72,6 +72,9 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of computing (float32)")
+    group.add_argument(
+        "--kernels", choices=("auto", "torch", "triton"), default="auto", help="triton where there is a GPU (auto)"
+    )
     group.add_argument("--cache-dtype", choices=("float32", "bfloat16", "float8"), default="float32", help="(float32)")
     group.add_argument("--num-blocks", type=int, metavar="N", help="cache blocks of 64 tokens per rank (as needed)")
     group.add_argument("--max-batch-tokens", type=int, default=2048, metavar="N", help="tokens per step (2048)")
@@ -188,6 +191,7 @@ def _rank_config(args: argparse.Namespace, prompts: Sequence[Sequence[int]], sam
             path=str(args.model.absolute()),
             compute_dtype=args.dtype,
             attention_form=args.attention,
+            kernels=args.kernels,
             hadamard=args.hadamard,
             num_threads=num_threads,
         ),

@@ -57,7 +57,7 @@ def half_split_hadamard(
 def query_kernel(
     q, weights, rotations, signs, latent_q, codes, head_weights, q_row, weight_scale,
     H: tl.constexpr, NOPE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, N: tl.constexpr, X: tl.constexpr,
-    HALF: tl.constexpr, HEADS: tl.constexpr, INDEX_HEADS: tl.constexpr,
+    PADDED: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, INDEX_HEADS: tl.constexpr,
 ):  # fmt: skip
     """A program is one token's next HEADS main heads, or its next INDEX_HEADS index heads."""
     i_t = tl.program_id(0).to(tl.int64)
@@ -89,13 +89,15 @@ def query_kernel(
             b_real, b_imaginary, b_rest, rotations, signs, o_row, m_n, q.dtype.element_ty, R, X, HALF
         )
         b_code, b_scale = quantise_groups(b_y)
-        tl.store(codes + (i_t * N + o_n[:, None]) * X + o_x[None, :], b_code, mask=m_n[:, None])
         b_w = tl.load(weights + i_t * N + o_n, mask=m_n, other=0.0)
-        tl.store(head_weights + i_t * N + o_n, b_w * weight_scale * b_scale, mask=m_n)
+        # heads that are only there to fill up are zero, and weigh nothing
+        m_n = o_n < PADDED
+        tl.store(codes + (i_t * PADDED + o_n[:, None]) * X + o_x[None, :], b_code, mask=m_n[:, None])
+        tl.store(head_weights + i_t * PADDED + o_n, b_w * weight_scale * b_scale, mask=m_n)
 
 
 @functools.cache
-def _build(number: str, heads: int, nope: int, rope: int, latent: int, index_heads: int) -> Build:
+def _build(number: str, heads: int, nope: int, rope: int, latent: int, index_heads: int, padded: int) -> Build:
     return Build(
         kernel=query_kernel,
         types={
@@ -104,17 +106,18 @@ def _build(number: str, heads: int, nope: int, rope: int, latent: int, index_hea
         },
         constants={
             "H": heads, "NOPE": nope, "R": rope, "C": latent, "N": index_heads, "X": QUANT_BLOCK,
-            "HALF": max(16, triton.next_power_of_2(rope // 2)), "HEADS": HEADS, "INDEX_HEADS": index_rows(index_heads),
+            "PADDED": padded, "HALF": max(16, triton.next_power_of_2(rope // 2)), "HEADS": HEADS,
+            "INDEX_HEADS": index_rows(padded),
         },
         divisible=("q_row",) if _row_width(heads, nope, rope, index_heads) % 16 == 0 else (),
         num_warps=4,
-        tensor_cores=index_heads >= 64,
+        tensor_cores=padded >= 64,
     )  # fmt: skip
 
 
 def configs() -> list[Build]:
     """The builds for DeepSeek-V3.2's widths."""
-    return [_build(number, 128, 128, 64, 512, 64) for number in ("bf16", "fp32")]
+    return [_build(number, 128, 128, 64, 512, 64, 64) for number in ("bf16", "fp32")]
 
 
 def _row_width(heads: int, nope: int, rope: int, index_heads: int) -> int:
@@ -131,13 +134,15 @@ def prepare_queries(
     nope_dim: int,
     index_heads: int,
     weight_scale: float,
+    padded_heads: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate the main heads' queries into place, and make index queries and their head weights.
 
     q: [T, H * (n + R) + N * 128] bfloat16 or float32, contiguous: what q_b gives. index_weights: [T, N] float32,
     contiguous. rotations: [T, P, 2] float32, cosine and sine. latent_q: [T, H, C + R] contiguous, q's dtype; its last R
     columns are written here, the first C are the absorbed product's. Returns index queries [T, N, 128] float8_e4m3fn
-    and head weights [T, N] float32: index_weights * weight_scale * the query's scale.
+    and head weights [T, N] float32: index_weights * weight_scale * the query's scale. padded_heads: give so many heads,
+    those past N zero.
     """
     num_tokens, pairs, _ = rotations_TP2.shape
     width = latent_q_THQ.shape[2] - 2 * pairs
@@ -147,11 +152,12 @@ def prepare_queries(
     assert rotations_TP2.is_contiguous() and rotations_TP2.dtype == torch.float32
     assert latent_q_THQ.shape[:2] == (num_tokens, num_heads) and latent_q_THQ.is_contiguous()
     assert latent_q_THQ.dtype == q.dtype
-    codes = torch.empty(num_tokens, index_heads, index_dim, dtype=torch.float8_e4m3fn, device=q.device)
-    head_weights = torch.empty_like(index_weights_TN)
-    rows = index_rows(index_heads)
-    grid = (num_tokens, triton.cdiv(num_heads, HEADS) + triton.cdiv(index_heads, rows))
-    _build(type_name(q), num_heads, nope_dim, 2 * pairs, width, index_heads).launch(
+    padded = padded_heads or index_heads
+    assert padded >= index_heads, (padded, index_heads)
+    codes = torch.empty(num_tokens, padded, index_dim, dtype=torch.float8_e4m3fn, device=q.device)
+    head_weights = torch.empty(num_tokens, padded, dtype=torch.float32, device=q.device)
+    grid = (num_tokens, triton.cdiv(num_heads, HEADS) + triton.cdiv(padded, index_rows(padded)))
+    _build(type_name(q), num_heads, nope_dim, 2 * pairs, width, index_heads, padded).launch(
         grid,
         q=q, weights=index_weights_TN, rotations=rotations_TP2, signs=hadamard_signs(index_dim, q.device),
         latent_q=latent_q_THQ, codes=codes, head_weights=head_weights, q_row=q.stride(0), weight_scale=weight_scale,

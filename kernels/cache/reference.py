@@ -51,8 +51,8 @@ def write_cache(
 
     Arguments as those of `kernels.cache.write.write_cache`.
     """
-    widths = (norms.q.shape[0], norms.latent.shape[0], 2 * rotations_TP2.shape[1], norms.key.shape[0])
-    query, latent, rope_key, index_key = x.split(widths, dim=-1)
+    widths = (norms.q.shape[0], norms.key.shape[0], norms.latent.shape[0], 2 * rotations_TP2.shape[1])
+    query, index_key, latent, rope_key = x.split(widths, dim=-1)
     rotations_TP = torch.view_as_complex(rotations_TP2)
     latent = rms_norm(latent, norms.latent, norms.eps)
     rope_key = rotate_interleaved(rope_key[:, None], rotations_TP)[:, 0]
@@ -81,6 +81,7 @@ def prepare_queries(
     nope_dim: int,
     index_heads: int,
     weight_scale: float,
+    padded_heads: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write the rotated parts [T, H, R] into `latent_q`; return index queries and their head weights.
 
@@ -92,4 +93,10 @@ def prepare_queries(
     main = main.unflatten(-1, (num_heads, -1))
     latent_q_THQ[..., -rope_dim:] = rotate_interleaved(main[..., nope_dim:], rotations_TP)
     codes, scales_TN = quantise_index_vectors(rotate_first(index.unflatten(-1, (index_heads, -1)), rotations_TP))
-    return codes, index_weights_TN * weight_scale * scales_TN
+    weights_TN = index_weights_TN * weight_scale * scales_TN
+    missing = (padded_heads or index_heads) - index_heads
+    if missing:
+        zeros = codes.view(torch.uint8).new_zeros(codes.shape[0], missing, codes.shape[2])
+        codes = torch.cat((codes.view(torch.uint8), zeros), dim=1).view(codes.dtype)
+        weights_TN = torch.nn.functional.pad(weights_TN, (0, missing))
+    return codes, weights_TN

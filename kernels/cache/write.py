@@ -54,7 +54,7 @@ def write_kernel(
         if i_slot >= 0:
             o_c = tl.arange(0, BLOCK_C)
             m_c = o_c < C
-            p_x = x + i_t * x_row + Q
+            p_x = x + i_t * x_row + Q + X
             b_x = tl.load(p_x + o_c, mask=m_c, other=0.0).to(tl.float32)
             b_y = rms_row(b_x, tl.load(latent_weight + o_c, mask=m_c, other=0.0), C, eps).to(number)
             o_r = tl.arange(0, 2 * HALF)
@@ -80,7 +80,7 @@ def write_kernel(
         o_x = tl.arange(0, X)
         m_p = m_t[:, None] & (o_p[None, :] < R // 2)
         m_x = m_t[:, None] & (o_x[None, :] >= R)
-        p_row = x + o_t[:, None] * x_row + Q + C + R
+        p_row = x + o_t[:, None] * x_row + Q
         b_real = tl.load(p_row + o_p[None, :], mask=m_p, other=0.0).to(tl.float32)
         b_imaginary = tl.load(p_row + R // 2 + o_p[None, :], mask=m_p, other=0.0).to(tl.float32)
         b_rest = tl.load(p_row + o_x[None, :], mask=m_x, other=0.0).to(tl.float32)
@@ -160,7 +160,8 @@ def write_cache(
 ) -> QueryLatent:
     """Norm the query latent and write latent record and index key of each token; layouts: `kernels.cache.layout`.
 
-    x: [T, Q + C + R + 128] bfloat16 or float32, contiguous: what the first projection gives. rotations:
+    x: [T, Q + 128 + C + R] bfloat16 or float32, contiguous: query latent, index key, latent and key to rotate, as the
+    first projection gives them (in this order every part begins with a whole block of float8 weights). rotations:
     [T, R / 2, 2] float32. slots: [T] int64 or int32, page * 64 + place; a negative one writes nothing, and no two are
     the same. records: [slots, C + 4 * C / 128 + 2 * R] uint8, packed float8, or [slots, C + R] bfloat16 or float32.
     pages: [pages, 64 * 132] uint8. quantise: give the query latent as float8 too; Q is a multiple of 128 then.
@@ -171,7 +172,7 @@ def write_cache(
     packed = records.dtype == torch.uint8
     width = latent_record_bytes(latent, rope) if packed else latent + rope
     assert index_dim == QUANT_BLOCK and latent % QUANT_BLOCK == 0, (index_dim, latent)
-    assert x.shape == (num_tokens, query + latent + rope + index_dim) and x.is_contiguous()
+    assert x.shape == (num_tokens, query + index_dim + latent + rope) and x.is_contiguous()
     assert rotations_TP2.is_contiguous() and slots_T.shape == (num_tokens,) and slots_T.is_contiguous()
     assert records.shape[1] == width and records.is_contiguous(), (records.shape, width)
     assert pages.shape[1] == index_page_bytes(index_dim) and pages.is_contiguous() and pages.dtype == torch.uint8

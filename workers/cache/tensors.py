@@ -57,13 +57,23 @@ class CacheTensors(Protocol):
         ...
 
 
+class HoldsLayers(Protocol):
+    """What `CacheBytes` needs of a cache; see CacheTensors."""
+
+    num_blocks: int
+
+    def layers(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        """See CacheTensors."""
+        ...
+
+
 class CacheBytes:
     """A cache in the machine's memory as `BlockBytes`: views of the tensors, layer by layer.
 
     record_format: names what the numbers are, for a peer to compare.
     """
 
-    def __init__(self, cache: CacheTensors, record_format: str) -> None:
+    def __init__(self, cache: HoldsLayers, record_format: str) -> None:
         latent, index = ([_by_block(tensor, cache.num_blocks) for tensor in part] for part in cache.layers())
         self._parts = [*latent, *index]
         self._layout = BlockLayout(record_format, len(latent), latent[0].shape[1], index[0].shape[1])

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ CHUNK_NUMBERS = 65536
 
 _NEVER = float("-inf")
 
-_LEAST = 1e-30
+LEAST = 1e-30
 """Divisors are raised to this, so that none becomes 0 in float32."""
 
 
@@ -46,7 +48,7 @@ class DeadEnd(SamplingError):
     """One request's token mask allows nothing any more."""
 
 
-class _Row:
+class Row:
     """What one request asks for, worked out once.
 
     place: its row in this step's logits. masked: its row in this step's bitmasks, -1 if it has none.
@@ -61,7 +63,7 @@ class _Row:
         self.request = request
         self.seed_words = noise.seed_words(request.seed)
         log_min_p = math.log(sampling.min_p) if sampling.min_p else _NEVER
-        self.filters = (max(sampling.temperature, _LEAST), sampling.top_p, log_min_p)
+        self.filters = (max(sampling.temperature, LEAST), sampling.top_p, log_min_p)
         self.top_k = sampling.top_k if sampling.top_k < vocab_size else 0
         self.stop_ids = tuple(request.stop_ids)
         self.bias: tuple[Tensor, Tensor] | None = None
@@ -96,7 +98,7 @@ class Sampler:
         assert 0 < vocab_size <= reference.MAX_VOCAB
         self._vocab_size = vocab_size
         self._chunk_rows = max(1, CHUNK_NUMBERS // vocab_size)
-        self._rows: dict[Request, _Row] = {}
+        self._rows: dict[Request, Row] = {}
         self._bitmasks = Bitmasks(vocab_size)
         self._bitmask_MW = torch.zeros((0, 0), dtype=torch.int32)
 
@@ -113,11 +115,13 @@ class Sampler:
             return []
         rows = self._look_up(requests, logits_NV.device)
         # before the logits are looked at: a device may still be at work on them
-        self._fill_masks(rows, logits_NV.device)
+        bitmask_MW = fill_masks(rows, self._bitmasks)
+        if bitmask_MW is not None:
+            self._bitmask_MW = torch.from_numpy(bitmask_MW).to(logits_NV.device)
         token_ids = _most_likely(logits_NV, rows)
-        greedy: list[_Row] = []
-        plain: list[_Row] = []
-        top_k: list[_Row] = []
+        greedy: list[Row] = []
+        plain: list[Row] = []
+        top_k: list[Row] = []
         for row in rows:
             if not row.request.sampling.greedy:
                 (top_k if row.top_k else plain).append(row)
@@ -128,36 +132,17 @@ class Sampler:
                 chunk = group[start : start + self._chunk_rows]
                 for row, token_id in zip(chunk, choose(self._adjusted(logits_NV, chunk), chunk), strict=True):
                     token_ids[row.place] = token_id
-        return self._with_log_probabilities(logits_NV, rows, token_ids)
+        return with_log_probabilities(logits_NV, rows, token_ids, chunk_rows=self._chunk_rows)
 
-    def _look_up(self, requests: Sequence[Request], device: torch.device) -> list[_Row]:
+    def _look_up(self, requests: Sequence[Request], device: torch.device) -> list[Row]:
         known = self._rows
-        rows = [known.get(request) or _Row(request, self._vocab_size, device) for request in requests]
+        rows = [known.get(request) or Row(request, self._vocab_size, device) for request in requests]
         for place, row in enumerate(rows):
             row.place = place
         self._rows = dict(zip(requests, rows, strict=True))
         return rows
 
-    def _fill_masks(self, rows: list[_Row], device: torch.device) -> None:
-        """Work out the token masks of a step, all together. Raises DeadEnd."""
-        masked: list[_Row] = []
-        masks: list[TokenMask] = []
-        for row in rows:
-            if row.request.token_mask is not None:
-                row.masked = len(masks)
-                masked.append(row)
-                masks.append(row.request.token_mask)
-        if not masks:
-            return
-        bitmask_MW = self._bitmasks.fill(masks)
-        alive_M = bitmask_MW.any(-1)
-        if not alive_M.all():
-            place = int(alive_M.argmin())
-            cause = f"the constraint allows no token: {masks[place].problem}".removesuffix(": ")
-            raise DeadEnd(masked[place].request, cause)
-        self._bitmask_MW = torch.from_numpy(bitmask_MW).to(device)
-
-    def _adjusted(self, logits_NV: Tensor, rows: list[_Row]) -> Tensor:
+    def _adjusted(self, logits_NV: Tensor, rows: list[Row]) -> Tensor:
         """Logits [R, V] of these rows with penalties, bias and what is forbidden; a copy only where one is needed."""
         places = [row.place for row in rows]
         changed = [row for row in rows if row.adjusts()]
@@ -170,10 +155,10 @@ class Sampler:
             x_RV = logits_NV[torch.tensor(places, device=logits_NV.device)]
         if changed:
             self._adjust_(x_RV, rows)
-            _require_finite(x_RV.amax(-1), rows)
+            require_finite(x_RV.amax(-1).tolist(), rows)
         return x_RV
 
-    def _adjust_(self, x_RV: Tensor, rows: list[_Row]) -> None:
+    def _adjust_(self, x_RV: Tensor, rows: list[Row]) -> None:
         forbidden: list[int] = []
         for index, row in enumerate(rows):
             if row.counts is not None:
@@ -187,52 +172,76 @@ class Sampler:
         if forbidden:
             x_RV.view(-1).index_fill_(0, torch.tensor(forbidden, device=x_RV.device), _NEVER)
 
-    def _draw(self, x_RV: Tensor, rows: list[_Row]) -> list[int]:
+    def _draw(self, x_RV: Tensor, rows: list[Row]) -> list[int]:
         """Token ids of rows without top_k."""
         ids_RC = torch.arange(self._vocab_size, device=x_RV.device)[None]
         if self._chunk_rows == 1:
             x_RV, ids_RC = reference.restrict_to_contenders(x_RV, _filters(rows, x_RV.device)[0])
         return _choose(x_RV, ids_RC, rows)
 
-    def _draw_top_k(self, x_RV: Tensor, rows: list[_Row]) -> list[int]:
+    def _draw_top_k(self, x_RV: Tensor, rows: list[Row]) -> list[int]:
         """Token ids of rows with top_k."""
         return _choose(*reference.restrict_to_top_k(x_RV, [row.top_k for row in rows]), rows)
 
-    def _with_log_probabilities(self, logits_NV: Tensor, rows: list[_Row], token_ids: list[int]) -> list[SampledToken]:
-        """The step's tokens, with log-probabilities where they were asked for."""
-        tokens = [SampledToken(token_id) for token_id in token_ids]
-        asking = [row for row in rows if row.request.sampling.logprobs is not None]
-        for start in range(0, len(asking), self._chunk_rows):
-            chunk = asking[start : start + self._chunk_rows]
-            places = torch.tensor([row.place for row in chunk], device=logits_NV.device)
-            num_top = [row.request.sampling.logprobs or 0 for row in chunk]
-            x_RV = logits_NV[places]
-            sampled_R1 = torch.tensor([[token_ids[row.place]] for row in chunk], device=logits_NV.device)
-            ids_RK = torch.cat((sampled_R1, reference.top_tokens(x_RV, min(max(num_top), self._vocab_size))), dim=1)
-            reported = zip(
-                chunk, num_top, ids_RK.tolist(), reference.log_probabilities(x_RV, ids_RK).tolist(), strict=True
-            )
-            for row, count, ids, values in reported:
-                top = tuple(zip(ids[1 : count + 1], values[1 : count + 1], strict=True))
-                tokens[row.place] = SampledToken(ids[0], values[0], top)
-        return tokens
+
+def fill_masks(rows: list[Row], bitmasks: Bitmasks) -> npt.NDArray[np.int32] | None:
+    """Work out the token masks of a step, all together: [M, W] int32, row.masked in it; None without any.
+
+    Raises DeadEnd where one allows nothing.
+    """
+    masked: list[Row] = []
+    masks: list[TokenMask] = []
+    for row in rows:
+        if row.request.token_mask is not None:
+            row.masked = len(masks)
+            masked.append(row)
+            masks.append(row.request.token_mask)
+    if not masks:
+        return None
+    bitmask_MW = bitmasks.fill(masks)
+    alive_M = bitmask_MW.any(-1)
+    if not alive_M.all():
+        place = int(alive_M.argmin())
+        cause = f"the constraint allows no token: {masks[place].problem}".removesuffix(": ")
+        raise DeadEnd(masked[place].request, cause)
+    return bitmask_MW
 
 
-def _most_likely(x_RV: Tensor, rows: list[_Row]) -> list[int]:
+def with_log_probabilities(
+    logits_NV: Tensor, rows: list[Row], token_ids: list[int], *, chunk_rows: int
+) -> list[SampledToken]:
+    """The step's tokens, with log-probabilities where they were asked for, so many rows at a time."""
+    tokens = [SampledToken(token_id) for token_id in token_ids]
+    asking = [row for row in rows if row.request.sampling.logprobs is not None]
+    for start in range(0, len(asking), chunk_rows):
+        chunk = asking[start : start + chunk_rows]
+        places = torch.tensor([row.place for row in chunk], device=logits_NV.device)
+        num_top = [row.request.sampling.logprobs or 0 for row in chunk]
+        x_RV = logits_NV[places]
+        sampled_R1 = torch.tensor([[token_ids[row.place]] for row in chunk], device=logits_NV.device)
+        most = min(max(num_top), logits_NV.shape[1])
+        ids_RK = torch.cat((sampled_R1, reference.top_tokens(x_RV, most)), dim=1)
+        reported = zip(chunk, num_top, ids_RK.tolist(), reference.log_probabilities(x_RV, ids_RK).tolist(), strict=True)
+        for row, count, ids, values in reported:
+            top = tuple(zip(ids[1 : count + 1], values[1 : count + 1], strict=True))
+            tokens[row.place] = SampledToken(ids[0], values[0], top)
+    return tokens
+
+
+def _most_likely(x_RV: Tensor, rows: list[Row]) -> list[int]:
     ids_R = reference.greedy(x_RV)
-    _require_finite(x_RV.gather(1, ids_R[:, None])[:, 0], rows)
+    require_finite(x_RV.gather(1, ids_R[:, None])[:, 0].tolist(), rows)
     return ids_R.tolist()
 
 
-def _require_finite(best_R: Tensor, rows: list[_Row]) -> None:
-    """Refuse to choose where the best logit is NaN, or +inf, or -inf since nothing is allowed."""
-    best = best_R.tolist()
+def require_finite(best: list[float], rows: list[Row]) -> None:
+    """Refuse to choose where the best logit is NaN, or +inf, or -inf since nothing is allowed. Raises SamplingError."""
     if not math.isfinite(sum(best)):
         row, value = next((row, value) for row, value in zip(rows, best, strict=True) if not math.isfinite(value))
         raise SamplingError(row.request, f"no token can be chosen, the best logit is {value}")
 
 
-def _choose(x_RC: Tensor, ids_RC: Tensor, rows: list[_Row]) -> list[int]:
+def _choose(x_RC: Tensor, ids_RC: Tensor, rows: list[Row]) -> list[int]:
     device = x_RC.device
     words_R2 = torch.tensor([row.seed_words for row in rows], dtype=torch.int32, device=device)
     positions_R = torch.tensor([row.request.num_output for row in rows], dtype=torch.int32, device=device)
@@ -240,7 +249,7 @@ def _choose(x_RC: Tensor, ids_RC: Tensor, rows: list[_Row]) -> list[int]:
     return reference.choose(x_RC, ids_RC, keys_R2, *_filters(rows, device)).tolist()
 
 
-def _filters(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _filters(rows: list[Row], device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Temperature, and top_p and ln(min_p) where a row has one."""
     filters_R3 = torch.tensor([row.filters for row in rows], dtype=torch.float64, device=device)
     temperature_R, top_p_R, log_min_p_R = filters_R3.unbind(1)
@@ -254,7 +263,7 @@ def _filters(rows: list[_Row], device: torch.device) -> tuple[Tensor, Tensor | N
 def _penalise_(x_V: Tensor, request: Request, counts: TokenCounts) -> None:
     sampling = request.sampling
     ids_K, counts_K = counts.update(request.token_ids)
-    repetition = max(sampling.repetition_penalty, _LEAST)
+    repetition = max(sampling.repetition_penalty, LEAST)
     reference.penalise_(
         x_V,
         ids_K.to(x_V.device),

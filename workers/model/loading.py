@@ -1,7 +1,7 @@
 """Loading one rank's weights from an open checkpoint: every tensor is used once, and every second has a name.
 
-float8 weights are multiplied out to the compute dtype on the way in, once, by `_convert`. To keep them as float8 on a
-GPU, `placement` allocates those slices as float8 with scale tensors beside them, and `_convert` copies.
+float8 weights are multiplied out to the compute dtype on the way in, once, by `_convert`; on a device they stay float8,
+with the scales beside them (`device_weights`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from baleen.errors import ConfigError
 from baleen.model_spec import QUANT_BLOCK
 from kernels.quant.weights import dequantise_weight
 from workers.model.checkpoint import Checkpoint
+from workers.model.device_weights import DeviceWeights, allocate_device_weights, weight_bytes
 from workers.model.fingerprint import fingerprint
 from workers.model.names import TensorRule, tensor_rules
 from workers.model.placement import Places, allocate_weights
@@ -64,12 +65,55 @@ def load_weights(
     )
     rules = {rule.name: rule for rule in tensor_rules(spec)}
     _check_coverage(rules, places, local_experts)
+    return weights, _fill_all(checkpoint, rules, places, begin, rank if progress else None)
+
+
+def load_device_weights(
+    checkpoint: Checkpoint, *, rank: int, world_size: int, device: torch.device, progress: bool
+) -> tuple[DeviceWeights, LoadTimes]:
+    """`load_weights` onto a device, with float8 kept as it is stored and everything else in bfloat16."""
+    begin = time.perf_counter()
+    spec = checkpoint.spec
+    local_experts = experts_of_rank(spec.num_experts, rank=rank, world_size=world_size)
+    require_tensors(checkpoint)
+    weights, places = allocate_device_weights(
+        spec,
+        stored_dtypes(checkpoint),
+        local_experts=local_experts,
+        device=device,
+        fingerprint=fingerprint(checkpoint),
+    )
+    rules = {rule.name: rule for rule in tensor_rules(spec)}
+    _check_coverage(rules, {name: parts for name, parts in places.items() if name in rules}, local_experts)
+    return weights, _fill_all(checkpoint, rules, places, begin, rank if progress else None)
+
+
+def device_weight_bytes(checkpoint: Checkpoint, *, rank: int, world_size: int) -> int:
+    """Bytes that `load_device_weights` would take. Raises ConfigError where the experts cannot be shared evenly."""
+    spec = checkpoint.spec
+    experts = experts_of_rank(spec.num_experts, rank=rank, world_size=world_size)
+    meta = torch.device("meta")
+    weights, _ = allocate_device_weights(
+        spec, stored_dtypes(checkpoint), local_experts=experts, device=meta, fingerprint=b""
+    )
+    return weight_bytes(weights)
+
+
+def stored_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored dtype of every tensor, scales too."""
+    return {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+
+
+def _fill_all(
+    checkpoint: Checkpoint, rules: dict[str, TensorRule], places: Places, begin: float, rank: int | None
+) -> LoadTimes:
+    """Fill every place once. rank: whose progress is shown, None: nobody's."""
     meter = _Meter(checkpoint.open_s + time.perf_counter() - begin)
     wanted = [name for name in checkpoint.names_in_file_order() if name in places]
-    for name in tqdm(wanted, desc=f"rank {rank}: weights", unit="tensor", disable=None if progress else True):
-        _load_tensor(checkpoint, rules[name], places.pop(name), meter)
+    for name in tqdm(wanted, desc=f"rank {rank}: weights", unit="tensor", disable=True if rank is None else None):
+        _load_tensor(checkpoint, name, rules.get(name), places.pop(name), meter)
     assert not places, f"not loaded: {sorted(places)}"
-    return weights, LoadTimes(meter.open_s, meter.read_s, meter.convert_s, meter.num_bytes)
+    return LoadTimes(meter.open_s, meter.read_s, meter.convert_s, meter.num_bytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -90,9 +134,13 @@ def _check_coverage(rules: dict[str, TensorRule], places: Places, local_experts:
         assert sum(part.numel() for part in parts) == rules[name].num_elements, name
 
 
-def _load_tensor(checkpoint: Checkpoint, rule: TensorRule, parts: tuple[torch.Tensor, ...], meter: _Meter) -> None:
-    stored = checkpoint.read(rule.name)
-    scales = checkpoint.read(rule.scale_name) if stored.dtype == torch.float8_e4m3fn else None
+def _load_tensor(
+    checkpoint: Checkpoint, name: str, rule: TensorRule | None, parts: tuple[torch.Tensor, ...], meter: _Meter
+) -> None:
+    """rule: None for scales that have a place of their own."""
+    stored = checkpoint.read(name)
+    multiplied_out = rule is not None and stored.dtype == torch.float8_e4m3fn != parts[0].dtype
+    scales = checkpoint.read(rule.scale_name) if rule is not None and multiplied_out else None
     meter.num_bytes += stored.nbytes + (scales.nbytes if scales is not None else 0)
     if len(parts) == 1:
         _fill(parts[0], stored, scales, meter)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 
@@ -43,23 +46,7 @@ class Runner:
         items = batch.items if batch is not None else ()
         step, owners = self._forward_batch(items)
         logits_NV = self._model.forward(step)
-        sampled: list[SampledToken | SamplingFailure | None] = [None] * len(items)
-        if owners:
-            tokens = self._sample(logits_NV, [items[owner].request for owner in owners])
-            for owner, token in zip(owners, tokens, strict=True):
-                sampled[owner] = token
-        return StepResult(tuple(sampled))
-
-    def _sample(self, logits_NV: torch.Tensor, requests: list[Request]) -> list[SampledToken | SamplingFailure]:
-        """One answer for each request; one that nothing can be chosen for fails alone, and the rest are drawn again."""
-        try:
-            return [*self._sampler.sample(logits_NV, requests)]
-        except SamplingError as error:
-            failed = [request.id == error.request_id and request.index == error.index for request in requests]
-            rest = [request for request, bad in zip(requests, failed, strict=True) if not bad]
-            answers = iter(self._sample(logits_NV[~torch.tensor(failed)], rest) if rest else ())
-            failure = SamplingFailure(str(error), dead_end=isinstance(error, DeadEnd))
-            return [failure if bad else next(answers) for bad in failed]
+        return step_result(self._sampler, logits_NV, items, owners)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [N, V] of the batch's sampling items, in item order."""
@@ -79,12 +66,41 @@ class Runner:
             self._model.forward(build_forward_batch([piece], table, self._spec.index_topk)[0])
 
     def _forward_batch(self, items: tuple[BatchItem, ...]) -> tuple[ForwardBatch, list[int]]:
-        pieces = []
-        for item in items:
-            self._tables.update(item.request)
-            tokens = item.request.token_ids[item.start : item.start + item.num_tokens]
-            pieces.append(Piece(token_ids=tokens, start=item.start, row=item.request.slot, samples=item.samples))
-        return build_forward_batch(pieces, self._tables.array, self._spec.index_topk)
+        return build_forward_batch(self._tables.pieces(items), self._tables.array, self._spec.index_topk)
+
+
+class SamplesRows(Protocol):
+    """`Sampler`, or `DeviceSampler`."""
+
+    def sample(self, logits_NV: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+        """One token for each request. Raises SamplingError."""
+        ...
+
+
+def sample_each(
+    sampler: SamplesRows, logits_NV: torch.Tensor, requests: list[Request]
+) -> list[SampledToken | SamplingFailure]:
+    """One answer for each request; one that nothing can be chosen for fails alone, and the rest are drawn again."""
+    try:
+        return [*sampler.sample(logits_NV, requests)]
+    except SamplingError as error:
+        failed = [request.id == error.request_id and request.index == error.index for request in requests]
+        rest = [request for request, bad in zip(requests, failed, strict=True) if not bad]
+        answers = iter(sample_each(sampler, logits_NV[~torch.tensor(failed)], rest) if rest else ())
+        failure = SamplingFailure(str(error), dead_end=isinstance(error, DeadEnd))
+        return [failure if bad else next(answers) for bad in failed]
+
+
+def step_result(
+    sampler: SamplesRows, logits_NV: torch.Tensor, items: tuple[BatchItem, ...], owners: list[int]
+) -> StepResult:
+    """Sample the rows of the logits, which belong to the items `owners`."""
+    sampled: list[SampledToken | SamplingFailure | None] = [None] * len(items)
+    if owners:
+        tokens = sample_each(sampler, logits_NV, [items[owner].request for owner in owners])
+        for owner, token in zip(owners, tokens, strict=True):
+            sampled[owner] = token
+    return StepResult(tuple(sampled))
 
 
 class BlockTables:
@@ -94,6 +110,15 @@ class BlockTables:
         self.array = np.zeros((max_running, most_blocks), dtype=np.int64)
         self._generations = [0] * max_running
         self._lengths = [0] * max_running
+
+    def pieces(self, items: tuple[BatchItem, ...]) -> list[Piece]:
+        """What the items compute, once their rows are up to date."""
+        found = []
+        for item in items:
+            self.update(item.request)
+            tokens = item.request.token_ids[item.start : item.start + item.num_tokens]
+            found.append(Piece(token_ids=tokens, start=item.start, row=item.request.slot, samples=item.samples))
+        return found
 
     def update(self, request: Request) -> None:
         """Bring the row `request.slot` up to date; another generation than the one written starts it afresh."""
