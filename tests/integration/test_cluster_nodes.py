@@ -1,6 +1,7 @@
 """A cluster on a Ray of several nodes that runs already, by its address and token."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -20,7 +21,7 @@ def seen(tmp_path_factory):
     recipe = CheckpointRecipe(config=PRESETS["tiny"], dtype="float32", tokenizer="text")
     make_checkpoint(directory / "model", recipe, progress=False)
     command = namespace_command("tests.support.nodes_scenario", str(directory))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -63,7 +64,29 @@ def test_a_second_cluster_of_that_name_on_this_ray_is_refused(seen):
 def test_what_no_node_has_is_named(seen):
     code, _, errors = seen["too_many"]
     assert code == 2
-    assert "pool packed, group 0: no node has room for all 2 ranks" in errors and "lacks CPU: needs 6" in errors
+    assert (
+        "pool all, group 0: no node has room for all 2 ranks" in errors and "lacks CPU: needs 0.9, free 0.6" in errors
+    )
+    assert "(default.wide has 0.4)" in errors, "who has it"
+
+
+def test_two_clusters_of_different_names_live_side_by_side(seen):
+    assert seen["answer_beside"] == seen["answer_with_both"] == seen["answer"]
+    assert seen["status_beside"] == ["all/0"]
+    assert seen["down_beside"][:2] == [0, "cluster beside has ended\n"]
+    assert seen["undisturbed"]
+
+
+def test_what_a_killed_cluster_has_left_on_this_ray_is_ended_by_the_next_of_its_name(seen):
+    [line] = [line for line in seen["said_beside"].splitlines() if "a former cluster of this name has left" in line]
+    assert "beside.all" in line and "beside.router" in line
+    assert seen["answer_beside_again"] == seen["answer"]
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on the PATH; README.md, Tests")
+def test_all_of_it_ran_on_a_redis_with_tls_a_client_certificate_and_an_acl_user(seen):
+    assert seen["redis"]["url"].startswith("rediss://") and seen["redis"]["username"] == "baleen"
+    assert json.loads(seen["redis"]["refused"]) == []
 
 
 def test_logs_of_all_nodes_are_read_where_the_cluster_was_started(seen):
