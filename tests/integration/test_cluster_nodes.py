@@ -11,6 +11,7 @@ from workers.model.make_checkpoint import PRESETS, CheckpointRecipe, make_checkp
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not can_have_namespaces(), reason="network namespaces are not allowed here"),
 ]
 
@@ -21,7 +22,7 @@ def seen(tmp_path_factory):
     recipe = CheckpointRecipe(config=PRESETS["tiny"], dtype="float32", tokenizer="text")
     make_checkpoint(directory / "model", recipe, progress=False)
     command = namespace_command("tests.support.nodes_scenario", str(directory))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,9 +1,9 @@
 """The life of a whole cluster, as an operator sees it: up, used, a rank killed, a group drained, down.
 
-usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [killed|scales|headless]      in a network namespace
+usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [scales|headless]      in a network namespace
 
-With `killed` nothing is done with it, but its `baleen up` is killed. With `scales` it gets load until it has grown, and
-then less until it has shrunk. With `headless` Ray loses its head while a request runs.
+With `scales` it gets load until it has grown, and then less until it has shrunk; then its pool is changed, and last its
+`baleen up` is killed. With `headless` Ray loses its head while a request runs.
 
 Prints one JSON object of what was seen; the test looks at it.
 """
@@ -75,16 +75,13 @@ class Scenario:
             assert seen["ready"], (self._directory / "up.err").read_text()[-3000:]
             if part == "scales":
                 asyncio.run(self._scale(seen))
-            elif part == "update":
-                asyncio.run(self._update(seen))
+                up.kill()
+                up.wait(10.0)
+                seen["status_killed"] = self._baleen("status")
             elif part == "headless":
                 asyncio.run(self._lose_head(seen))
             elif part == "nodes":
                 self._use(seen)
-            elif part == "killed":
-                up.kill()
-                up.wait(10.0)
-                seen["status_killed"] = self._baleen("status")
             else:
                 seen["answer"] = asyncio.run(_generate())
                 seen["chat"] = _chat()
@@ -146,6 +143,11 @@ class Scenario:
         lasting.set()
         answers += await client
         seen["all_alike"] = all(answer == alone for answer in answers)
+        larger = str(self._config.with_name("scales_larger.yaml"))
+        seen["apply"] = await asyncio.to_thread(self._baleen, "apply", "--config", larger, wait_s=300.0)
+        seen["ranks_applied"] = await asyncio.to_thread(self._ranks)
+        seen["groups"].append(await self._await_groups(1))
+        seen["answer_applied"] = await _generate(LONG) == alone
         seen["answers"] = len(answers)
 
     async def _update(self, seen: dict[str, Any]) -> None:
@@ -154,9 +156,11 @@ class Scenario:
         before = await asyncio.to_thread(self._ranks)
         ends = asyncio.Event()
         clients = [asyncio.create_task(_generate_until(ends, MEDIUM)) for _ in range(3)]
-        for name in ("moved", "larger", "smaller"):
+        for name in ("moved", "damaged", "larger", "smaller"):
             config = self._config.with_name(f"{name}.yaml")
-            seen[f"apply_{name}"] = await asyncio.to_thread(self._baleen, "apply", "--config", str(config), wait_s=240)
+            seen[f"apply_{name}"] = await asyncio.to_thread(
+                self._baleen, "apply", "--config", str(config), wait_s=300.0
+            )
             seen[f"ranks_{name}"] = await asyncio.to_thread(self._ranks)
         seen["ranks_before_apply"] = before
         ends.set()
@@ -201,7 +205,7 @@ class Scenario:
             assert time.monotonic() < deadline, f"not back: {ranks} {said[-2000:]}"
         return ranks
 
-    def _baleen(self, *words: str, wait_s: float = 60.0) -> tuple[int, str, str]:
+    def _baleen(self, *words: str, wait_s: float = 120.0) -> tuple[int, str, str]:
         done = subprocess.run(
             self._command(*words), capture_output=True, text=True, env=self._environment, timeout=wait_s
         )
