@@ -6,8 +6,10 @@ usage: python -m benchmarks.gateway_overhead [--requests 400] [--tokens 128] [--
 
 The router here is a server that was given its answers beforehand and sends a token every --gap-ms to each stream, one
 in a message, as a router with busy ranks does. `gateway` is a whole gateway (uvloop, keys, ledger) in a process of its
-own, called over HTTP; `direct` is a process that makes the same calls of that router by gRPC itself. CPU is that of
-the gateway's or the caller's process alone, user and system: per token by the difference between requests of 1 token
+own, called over HTTP; `direct` is a process that makes the same calls of that router by gRPC itself; `socket` is one
+that only writes frames of the same size at the same pace to as many connections, so that the sum of `direct` and
+`socket` is what a gateway that does nothing but pass tokens on would take. CPU is that of the process in question
+alone, user and system: per token by the difference between requests of 1 token
 and of --tokens, per request what is left. Rounds of both take turns.
 
 held: so many streams at the same time, each with a token a second; resident memory of the gateway over that time, once
@@ -47,6 +49,8 @@ PRICES = (PriceConfig(model="baleen", input_hit="0.028", input_miss="0.28", outp
 PROMPT = "the thing " * 40
 TEXT = "the thing "
 DEADLINE_S = 600.0
+FRAME = b"f" * 276 + b"\r\n"
+"""As long as a token's piece of a chat is on the wire."""
 
 Round = Callable[[int, int, int], Awaitable[None]]
 """Makes so many requests, so many at a time, of so many tokens."""
@@ -149,6 +153,35 @@ def direct_process(pipe: Connection, router: str, prompt: list[int]) -> None:
     uvloop.run(serve())
 
 
+class _Frames(asyncio.Protocol):
+    """A connection that is sent frames: it says how many, and with which gap in ms."""
+
+    def connection_made(self, transport: Any) -> None:
+        """It begins."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """What it wants."""
+        count, gap_ms = map(int, data.split())
+        self._send(count, gap_ms / 1e3)
+
+    def _send(self, left: int, gap_s: float) -> None:
+        self._transport.write(FRAME if left else b"end\n")
+        if left:
+            asyncio.get_running_loop().call_later(gap_s, self._send, left - 1, gap_s)
+
+
+def socket_process(pipe: Connection) -> None:
+    """A server that writes frames and does nothing else."""
+
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(_Frames, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await _answer(pipe)
+
+    uvloop.run(serve())
+
+
 async def at_once(once: Callable[[], Awaitable[None]], requests: int, concurrency: int) -> None:
     """Run `requests` of them, `concurrency` at a time."""
     numbers = iter(range(requests))
@@ -190,10 +223,16 @@ class Http:
         """One stream to its end; begun: called at its first token."""
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port)
         writer.write(self._request(tokens, gap_ms))
-        await reader.readuntil(b"\r\n\r\n")
-        await reader.readuntil(b"data: ")
-        begun()
-        await reader.readuntil(b"\r\n0\r\n\r\n")
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readuntil(b"data: ")
+            begun()
+            last = b""
+            while not (last + (read := await reader.read(1 << 16))).endswith(b"\r\n0\r\n\r\n"):
+                last = read[-8:]
+        except asyncio.CancelledError:
+            writer.close()
+            raise
         self._idle.append((reader, writer))
 
 
@@ -216,8 +255,8 @@ async def held(http: Http, pid: int, *, streams: int, seconds: int) -> dict[str,
             everybody.set()
 
     start = time.perf_counter()
-    tasks = [asyncio.create_task(http.once(seconds + 20, 1000, begun)) for _ in range(streams)]
-    async with asyncio.timeout(60):
+    tasks = [asyncio.create_task(http.once(60_000, 1000, begun)) for _ in range(streams)]
+    async with asyncio.timeout(300):
         await everybody.wait()
     all_begun_s = time.perf_counter() - start
     samples = []
@@ -225,8 +264,10 @@ async def held(http: Http, pid: int, *, streams: int, seconds: int) -> dict[str,
         samples.append(resident_mib(pid))
         await asyncio.sleep(1.0)
     unfinished = sum(not task.done() for task in tasks)
-    await asyncio.gather(*tasks)
-    await asyncio.sleep(1.0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(5.0)
     return {
         "streams": streams,
         "all_begun_s": round(all_begun_s, 1),
@@ -238,8 +279,11 @@ async def held(http: Http, pid: int, *, streams: int, seconds: int) -> dict[str,
     }
 
 
-async def measure(options: argparse.Namespace, http: Http, gateway: Connection, direct: Connection, pid: int) -> Any:
+async def measure(
+    options: argparse.Namespace, http: Http, gateway: Connection, direct: Connection, frames: Connection, pid: int
+) -> Any:
     """All cells."""
+    port = frames.recv()
 
     async def ask(pipe: Connection, what: Any) -> Any:
         pipe.send(what)
@@ -251,7 +295,20 @@ async def measure(options: argparse.Namespace, http: Http, gateway: Connection, 
     async def directly(requests: int, concurrency: int, tokens: int) -> None:
         await ask(direct, (requests, concurrency, tokens, options.gap_ms))
 
-    ways: dict[str, tuple[Connection, Round]] = {"gateway": (gateway, through_gateway), "direct": (direct, directly)}
+    async def framed(requests: int, concurrency: int, tokens: int) -> None:
+        async def once() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"{tokens} {options.gap_ms}".encode())
+            await reader.readuntil(b"end\n")
+            writer.close()
+
+        await at_once(once, requests, concurrency)
+
+    ways: dict[str, tuple[Connection, Round]] = {
+        "gateway": (gateway, through_gateway),
+        "direct": (direct, directly),
+        "socket": (frames, framed),
+    }
     for _, way in ways.values():
         await way(2 * options.concurrency, options.concurrency, 4)
     used: dict[str, dict[int, list[float]]] = {name: {1: [], options.tokens: []} for name in ways}
@@ -312,7 +369,8 @@ def main() -> None:
         http = Http(gateway.recv(), key, resumable=options.resumable)
         direct = start(direct_process, router_address, tokenizer.encode(PROMPT).ids)
         direct.recv()
-        cells = uvloop.run(measure(options, http, gateway, direct, processes[1].pid or 0))
+        frames = start(socket_process)
+        cells = uvloop.run(measure(options, http, gateway, direct, frames, processes[1].pid or 0))
         for pipe, process in zip(reversed(pipes), reversed(processes), strict=True):
             pipe.send("end")
             process.join(10)

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from baleen.errors import BaleenError
 from router.gateway import endpoints
-from router.gateway.auth import PUBLIC, Application, Authentication
+from router.gateway.auth import PUBLIC, Application, Authentication, Receive, Scope, Send
 from router.gateway.chat.reader import read_chat
 from router.gateway.completions.reader import read_text
 from router.gateway.core import Core
@@ -76,7 +76,25 @@ def application(core: Core, *, check_keys: bool, hosts: Collection[str] | None) 
     app = Starlette(routes=routes(core), exception_handlers=handlers)
     # it would answer with an address made of the Host header
     app.router.redirect_slashes = False
-    return Authentication(app, core.accounts, check_keys=check_keys, public=PUBLIC | PATHS, hosts=hosts)
+    return Authentication(_straight(app), core.accounts, check_keys=check_keys, public=PUBLIC | PATHS, hosts=hosts)
+
+
+def _straight(app: Starlette) -> Application:
+    """The application, with answers of many pieces on no detour: nothing stands between them and their client."""
+    exchanges: dict[str, Exchange] = {
+        route.path: route.endpoint
+        for route in app.routes
+        if isinstance(route, Route) and isinstance(route.endpoint, Exchange)
+    }
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchanges.get(scope["path"]) if scope["type"] == "http" else None
+        if exchange is not None and scope["method"] in ("POST", "GET"):
+            await exchange(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return serve
 
 
 def _refused(request: Request, error: Exception) -> Response:

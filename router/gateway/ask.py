@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from baleen.sampling import SamplingParams
 from baleen.text.output_events import Event
@@ -30,8 +31,7 @@ class Ask:
     priority: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
+class TokenUsage(NamedTuple):
     """Tokens of one request, all its answers together. cached: of the prompt. reasoning: of the answers."""
 
     prompt: int

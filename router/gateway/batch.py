@@ -38,12 +38,11 @@ class Batch:
         for one in self._running:
             await one.admitted()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    def pieces(self) -> AsyncIterator[Piece]:
         """News of the answers as they come. Raises what the router failed with."""
-        if len(self._running) == 1:
-            async for piece in self._running[0].pieces():
-                yield piece
-            return
+        return self._running[0].pieces() if len(self._running) == 1 else self._mixed()
+
+    async def _mixed(self) -> AsyncIterator[Piece]:
         queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(MOST_WAITING)
         readers = [
             asyncio.create_task(self._read(one, start, queue))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -13,7 +12,7 @@ import grpc.aio
 from baleen.errors import BaleenError, DeadlineExceeded, NotReady
 from baleen.text.chat_format import ChatFormat
 from baleen.text.encoding_v32 import END_THINK
-from baleen.text.output_events import Content, Event, EventLog, ToolCallEnd
+from baleen.text.output_events import Content, Event, ToolCallEnd
 from baleen.text.output_parser import OutputParser
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -31,7 +30,6 @@ _FINISH = {
     common_pb2.FINISH_REASON_STOP: "stop",
     common_pb2.FINISH_REASON_LENGTH: "length",
 }
-_NO_USAGE = TokenUsage(0, 0, 0, 0)
 _INTERRUPTED = "insufficient_system_resource"
 
 
@@ -109,44 +107,49 @@ class Running:
 
     async def admitted(self) -> None:
         """Wait until the router took the request. Raises what it refused it with."""
-        message = await self._read()
-        assert message is not None and message.WhichOneof("event") == "admitted"
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        if not isinstance(message, inference_pb2.GenerateResponse):
+            raise BaleenError("the router ended a call without an answer")
+        assert message.WhichOneof("event") == "admitted"
         self._admitted = True
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """News of the answers as they come. Raises what the router failed with."""
         if not self._admitted:
             await self.admitted()
-        while (message := await self._read()) is not None:
+        read = self._call.read
+        while True:
+            try:
+                message = await read()
+            except grpc.aio.AioRpcError as error:
+                raise error_from_rpc(error) from error
+            if not isinstance(message, inference_pb2.GenerateResponse):
+                return
             yield self._piece(message.delta)
 
     def close(self) -> None:
         """End it, if it has not ended: the ranks stop."""
         self._call.cancel()
 
-    async def _read(self) -> inference_pb2.GenerateResponse | None:
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        if not isinstance(message, inference_pb2.GenerateResponse):
-            if not self._admitted:
-                raise BaleenError("the router ended a call without an answer")
-            return None
-        return message
-
     def _piece(self, delta: inference_pb2.Delta) -> Piece:
         answer = self._answers[delta.index]
-        piece = answer.take(delta)
-        cached = max(self._usage.cached, delta.usage.cached_tokens)
-        completion = sum(each.num_tokens for each in self._answers)
-        reasoning = sum(each.num_reasoning for each in self._answers)
-        self._usage = TokenUsage(len(self._ask.prompt), cached, completion, reasoning)
+        before = self._usage
+        num_tokens, num_reasoning = answer.count(delta.token_ids)
+        self._usage = TokenUsage(
+            before.prompt,
+            max(before.cached, delta.usage.cached_tokens) if delta.HasField("usage") else before.cached,
+            before.completion + num_tokens,
+            before.reasoning + num_reasoning,
+        )
         if delta.finish_reason == common_pb2.FINISH_REASON_DEAD_END:
             raise Unkeepable(f"the answer cannot keep to its form: {delta.detail}")
-        if piece.finish == _INTERRUPTED and completion == 0:
+        piece = answer.take(delta, self._usage)
+        if piece.finish == _INTERRUPTED and not self._usage.completion:
             raise _interruption(delta)
-        return replace(piece, usage=self._usage)
+        return piece
 
 
 class Answer:
@@ -159,22 +162,22 @@ class Answer:
         # a stop string ends in the last token; each token before is at least a byte of it
         self._last_ids: deque[int] = deque(maxlen=max((len(stop.encode()) for stop in self._stops), default=0) + 1)
         self._one_call = ask.one_call
+        self._looks_for_calls = ask.tools
         self._end_think = end_think
         self._thinks = bool(ask.thinking)
         self._calls = 0
         self._begun: list[Event] = []
-        self.num_tokens = 0
-        self.num_reasoning = 0
         if parser is not None and ask.opening:
             self._begun = parser.feed(ask.opening)
 
-    def take(self, delta: inference_pb2.Delta) -> Piece:
-        """The piece that a message of the router is; its usage is left to whoever knows the other answers."""
-        self._count(delta.token_ids)
+    def take(self, delta: inference_pb2.Delta, usage: TokenUsage) -> Piece:
+        """The piece that a message of the router is, once its tokens are counted. usage: of all answers."""
         finish = _FINISH.get(delta.finish_reason, _INTERRUPTED) if delta.finish_reason else None
-        events = self._begun + self._events(delta.text, ended=finish is not None)
-        self._begun = []
-        self._calls += sum(isinstance(event, ToolCallEnd) for event in events)
+        events = self._events(delta.text, ended=finish is not None)
+        if self._begun:
+            events, self._begun = self._begun + events, []
+        if self._looks_for_calls:
+            self._calls += sum(isinstance(event, ToolCallEnd) for event in events)
         if finish == "stop" and self._calls:
             finish = "tool_calls"
         return Piece(
@@ -183,15 +186,13 @@ class Answer:
             token_ids=delta.token_ids,
             logprobs=delta.logprobs,
             finish=finish,
-            usage=_NO_USAGE,
+            usage=usage,
             stopped_by=self._stop() if finish in ("stop", "tool_calls") else None,
         )
 
     def _events(self, text: str, *, ended: bool) -> list[Event]:
         if self._parser is None:
-            log = EventLog()
-            log.content(text)
-            return log.drain()
+            return [Content(text)] if text else []
         events = self._parser.feed(text) if text else []
         if ended:
             events += self._parser.finish()
@@ -212,15 +213,19 @@ class Answer:
         found = [stop for stop in self._stops if text.rfind(stop) >= 0 and text.rfind(stop) + len(stop) > old]
         return max(found, key=len, default=None)
 
-    def _count(self, token_ids: Any) -> None:
-        self.num_tokens += len(token_ids)
+    def count(self, token_ids: Sequence[int]) -> tuple[int, int]:
+        """How many tokens these are, and how many of them are reasoning."""
         if self._stops:
             self._last_ids.extend(token_ids)
-        for token_id in token_ids:
-            if self._thinks:
-                self.num_reasoning += 1
+        num_reasoning = 0
+        if self._thinks:
+            for token_id in token_ids:
+                num_reasoning += 1
                 # where the tag is several tokens, its last one ends the reasoning
-                self._thinks = token_id != self._end_think[-1]
+                if token_id == self._end_think[-1]:
+                    self._thinks = False
+                    break
+        return len(token_ids), num_reasoning
 
 
 def _interruption(delta: inference_pb2.Delta) -> BaleenError:

@@ -114,7 +114,10 @@ def test_a_reader_that_takes_nothing_holds_little_and_is_let_go(tmp_path):
             client.setblocking(False)
             await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
             raw = json.dumps(
-                CHAT | {"messages": [{"role": "user", "content": "long"}], "stream": True, "max_tokens": 60_000}
+                CHAT
+                | {"messages": [{"role": "user", "content": "long"}], "stream": True, "max_tokens": 60_000}
+                # much for each token, so that the buffers between here and there are soon full
+                | {"logprobs": True, "top_logprobs": 20}
             )
             request = (
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"

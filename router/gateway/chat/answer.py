@@ -20,7 +20,7 @@ from baleen.text.output_events import (
 from baleen.text.tokenizer import Tokenizer
 from router.gateway.ask import Ask, Piece, TokenUsage
 from router.gateway.chat.logprobs import shown_logprobs
-from router.gateway.frames import DONE, data_frame
+from router.gateway.frames import DONE, TextFrame, data_frame
 from router.gateway.refusal import error_object
 
 Json = dict[str, Any]
@@ -44,6 +44,7 @@ class _Choice:
         self.logprobs: list[Json] = []
         self.finish: str | None = None
         self.began = False
+        self.frames: dict[type[Event], TextFrame] = {}
 
 
 class ChatShape:
@@ -67,6 +68,8 @@ class ChatShape:
         self._options = options
         self._head = {"id": answer_id, "created": created, "model": ask.model, "system_fingerprint": fingerprint}
         self._choices = [_Choice() for _ in range(ask.sampling.n)]
+        # chunks that differ in their text alone
+        self._is_plain = not (options.usage_everywhere or options.token_ids) and ask.sampling.logprobs is None
 
     def start(self) -> list[bytes]:
         """Nothing: the first chunk of each answer says who speaks."""
@@ -78,6 +81,10 @@ class ChatShape:
         choice.finish = piece.finish
         logprobs = shown_logprobs(piece, self._tokenizer) if self._ask.sampling.logprobs is not None else None
         if self._streams:
+            if self._is_plain and choice.began and len(piece.events) == 1 and piece.finish is None:
+                event = piece.events[0]
+                if isinstance(event, (Content, Reasoning)):
+                    return [self._text_frame(choice, piece, event)]
             return self._chunks(choice, piece, logprobs)
         choice.events += piece.events
         choice.token_ids += piece.token_ids
@@ -125,6 +132,14 @@ class ChatShape:
             if self._options.token_ids:
                 choice_shown["token_ids"] = list(piece.token_ids)
         return [data_frame(one) for one in chunks]
+
+    def _text_frame(self, choice: _Choice, piece: Piece, event: Content | Reasoning) -> bytes:
+        """The chunk of a text and nothing else, as `_chunks` has it."""
+        kind = type(event)
+        frame = choice.frames.get(kind)
+        if frame is None:
+            frame = choice.frames[kind] = TextFrame(lambda text: self._chunk(piece, self._delta(choice, kind(text))))
+        return frame(event.text)
 
     def _chunk(self, piece: Piece, delta: Json) -> Json:
         choice = {"index": piece.index, "delta": delta, "logprobs": None, "finish_reason": None}

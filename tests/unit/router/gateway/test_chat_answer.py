@@ -57,6 +57,22 @@ def test_the_client_puts_chunks_together_as_the_completion_is_whole():
     assert streamed.finish_reason == whole.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("thinking", [True, False])
+def test_chunks_of_text_alone_are_those_that_are_made_the_long_way(thinking):
+    texts = ["a", '"\\\n\x00\x1f\x7f', "größe 🐳", "\ud800", "</script>", "\u2028", " ", "\\u0000"]
+    pieces = [piece([kind(text)]) for text in texts for kind in (Reasoning, Content)]
+    short, long = shape_of(thinking=thinking, n=2), shape_of(thinking=thinking, n=2)
+    long._is_plain = False
+    for one in (*pieces, *(piece(p.events, index=1) for p in pieces), piece((), "stop")):
+        assert short.take(one) == long.take(one)
+    # and so are those that have something else
+    for options in (ChunkOptions(usage=True), ChunkOptions(usage_everywhere=True), ChunkOptions(token_ids=True)):
+        shape = shape_of(options)
+        first, second = (json.loads(shape.take(p)[-1].removeprefix(b"data: ")) for p in (pieces[1], pieces[3]))
+        assert first.keys() - {"prompt_token_ids"} == second.keys()
+        assert first["choices"][0].keys() == second["choices"][0].keys()
+
+
 def test_chunks_are_those_of_deepseek():
     chunks = chunks_of(shape_of(thinking=True), PIECES)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
