@@ -119,7 +119,7 @@ def _scores_build(tile: Tile, x: str, w: str, *, aligned: bool) -> Build:
         types={"x": f"*{x}", "w": f"*{w}", "parts": "*fp32", "x_row": "i64"},
         constants=tile.constants(),
         divisible=("num_experts", "width", "x_row") if aligned else (),
-        num_warps=tile.num_warps, num_stages=tile.num_stages, tensor_cores=w == "bf16",
+        num_warps=tile.num_warps, num_stages=tile.num_stages, tensor_cores=x == "bf16",
     )  # fmt: skip
 
 
@@ -138,9 +138,8 @@ def _choose_build(num_experts: int, groups: int, kept: int, chosen: int, *, norm
 
 def configs() -> list[Build]:
     """Every tile of the scores, and the choice of the 671B model, also without groups."""
-    bf16, fp32 = TILES[torch.bfloat16], TILES[torch.float32]
-    scores = [_scores_build(tile, "bf16", "bf16", aligned=True) for tile in bf16]
-    scores += [_scores_build(tile, x, "fp32", aligned=True) for tile in fp32 for x in ("fp32", "bf16")]
+    kinds = ((torch.bfloat16, "bf16"), (torch.bfloat16, "fp32"), (torch.float32, "fp32"))
+    scores = [_scores_build(tile, PLAIN[x], w, aligned=True) for x, w in kinds for tile in TILES[x]]
     return [*scores, *(_choose_build(256, groups, kept, 8, normalise=True) for groups, kept in ((8, 4), (1, 1)))]
 
 
@@ -158,7 +157,7 @@ def gate(
     """Choose experts: (ids [T, K] int64, weights [T, K] float32), best first; see `reference.gate`.
 
     x: bfloat16 or float32, numbers of a row side by side, rows at any stride. weight: contiguous, float32, or bfloat16
-    beside a bfloat16 x: products of bfloat16 numbers are exact in float32, and tensor cores sum them there. bias:
+    beside a bfloat16 x, which is faster and as exact: no product is rounded before the sum, which is float32. bias:
     float32. A token's choice does not depend on the other tokens. A score that is no number is chosen last.
     """
     (num_tokens, width), num_experts = x_TD.shape, weight_ED.shape[0]
@@ -172,7 +171,7 @@ def gate(
     device = x_TD.device
     shares = triton.cdiv(width, SHARE)
     parts = torch.empty((shares, num_tokens, num_experts), dtype=torch.float32, device=device)
-    tile = tile_for(TILES[weight_ED.dtype], num_tokens)
+    tile = tile_for(TILES[x_TD.dtype], num_tokens)
     aligned = not (num_experts % 16 or width % 16 or x_TD.stride(0) % 16)
     _scores_build(tile, PLAIN[x_TD.dtype], PLAIN[weight_ED.dtype], aligned=aligned).launch(
         (triton.cdiv(num_experts, tile.columns), triton.cdiv(num_tokens, tile.rows), shares),

@@ -51,9 +51,9 @@ def tile_product(
     x_rows: int64 [BM], rows of x. w, w_scales: the tile's first row of w, `width` long, and the scales of its block;
     w_rows: int32 [BN], counted from there. All of them exist.
 
-    Without FLOAT8 x takes w's dtype, bfloat16 or float32. With it, BK is 128 and the width a multiple of it; each sum
-    over 128 columns is multiplied by the scales of x's row and of w's block, and only then added, in float32: Hopper's
-    own float8 sums keep about 14 bits.
+    Without FLOAT8 both are bfloat16 or float32, or x the first and w the second. With it, BK is 128 and the width a
+    multiple of it; each sum over 128 columns is multiplied by the scales of x's row and of w's block, and only then
+    added, in float32: Hopper's own float8 sums keep about 14 bits.
     """
     o_k = tl.arange(0, BK)
     o_x = x_rows[:, None] * x_row + o_k[None, :]
@@ -70,9 +70,19 @@ def tile_product(
                 b_y += tl.dot(b_x, b_w.T) * b_s[:, None]
         else:
             m_k = (block * BK + o_k < width)[None, :]
-            b_x = tl.load(x + o_x + block * BK, mask=m_k, other=0.0).to(w.dtype.element_ty)
+            b_x = tl.load(x + o_x + block * BK, mask=m_k, other=0.0)
             b_w = tl.load(w + o_w + block * BK, mask=m_k, other=0.0)
-            if SWAP:
+            if x.dtype.element_ty == tl.bfloat16 and w.dtype.element_ty == tl.float32:
+                # a float32 number is the sum of three bfloat16 ones, whose products with x are exact
+                b_high = b_w.to(tl.bfloat16)
+                b_w -= b_high.to(tl.float32)
+                b_middle = b_w.to(tl.bfloat16)
+                b_low = (b_w - b_middle.to(tl.float32)).to(tl.bfloat16)
+                if SWAP:
+                    b_y = tl.dot(b_low, b_x.T, tl.dot(b_middle, b_x.T, tl.dot(b_high, b_x.T, b_y)))
+                else:
+                    b_y = tl.dot(b_x, b_low.T, tl.dot(b_x, b_middle.T, tl.dot(b_x, b_high.T, b_y)))
+            elif SWAP:
                 b_y = tl.dot(b_w, b_x.T, b_y, input_precision="ieee")
             else:
                 b_y = tl.dot(b_x, b_w.T, b_y, input_precision="ieee")
