@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import pytest
+from anthropic import AsyncAnthropic
+from openai import AsyncOpenAI
 
 from baleen.errors import UnknownName
 from router.gateway import streams
@@ -270,6 +272,32 @@ def test_silence_is_broken_by_lines_that_end_no_event(tmp_path):
             body = await stream.read()
             numbers = [int(id_of(event).rpartition("-")[2]) for event in whole_events(body)]
             assert numbers == list(range(1, len(numbers) + 1))
+
+    run(scenario())
+
+
+def test_the_official_clients_read_streams_with_ids_and_silence_in_them(tmp_path):
+    async def scenario():
+        async with http_gateway(reply, tmp_path) as served:
+            served.core.http = type(served.core.http)(keep_alive_s=0.05)
+            served.router.hold_after = 5
+            extra = {"resumable": True}
+            openai = AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0)
+            anthropic = AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0)
+            asyncio.get_running_loop().call_later(0.3, served.router.go.set)
+            stream = await openai.chat.completions.create(
+                model="deepseek-chat", messages=USER, stream=True, extra_body=extra
+            )
+            text = "".join([c.delta.content or "" async for chunk in stream for c in chunk.choices])
+            served.router.go.clear()
+            asyncio.get_running_loop().call_later(0.3, served.router.go.set)
+            async with anthropic.messages.stream(
+                model="deepseek-chat", messages=USER, max_tokens=100, extra_body=extra
+            ) as message:
+                other = await message.get_final_text()
+            assert text == other and "größe" in text and served.core.streams.num_streams == 2
+            await openai.close()
+            await anthropic.close()
 
     run(scenario())
 
