@@ -122,7 +122,7 @@ class Generation:
     def _end(self, completion: Completion, output: RequestOutput) -> None:
         if completion.stopped_by_text:
             self._group.abort(output.request_id, output.index)
-        elif output.finish is FinishReason.FAILED:
+        elif output.finish in (FinishReason.FAILED, FinishReason.DEAD_END):
             raise BaleenError(f"completion {completion.index} of prompt {completion.prompt} failed: {output.detail}")
 
     def _refusal(self, event: Refused, number: int) -> BaleenError:

@@ -14,7 +14,7 @@ from threading import Lock, Thread
 from baleen.errors import BaleenError, DrainingError, QueueFull
 from baleen.ids import RequestId
 from baleen.telemetry import Log
-from baleen.text.grammars import Grammars
+from baleen.text.grammars import Grammars, deep_stack
 from workers.engine.grammar_mask import GrammarMask
 from workers.engine.inbox import Inbox
 from workers.engine.loop import refusal
@@ -64,7 +64,8 @@ class Anteroom:
         self._queue.put(command)
         if self._thread is None:
             self._thread = Thread(target=self._work, name="grammars", daemon=True)
-            self._thread.start()
+            with deep_stack():
+                self._thread.start()
 
     def _work(self) -> None:
         while True:

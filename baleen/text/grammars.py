@@ -7,8 +7,10 @@ text: only a grammar that names one by its id lets it come.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -23,6 +25,8 @@ from baleen.text.tokenizer import Tokenizer
 MOST_GRAMMARS = 256
 """Grammars that are kept ready, the least recently used ones go first."""
 
+_STACK_LOCK = Lock()
+
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
@@ -34,10 +38,26 @@ _LIMITS = LLParserLimits(
 """What a grammar may cost. One that costs more to begin is refused; at a token it ends its request as a dead end."""
 
 
+STACK_BYTES = 256 << 20
+"""Of threads in which grammars are made ready: the library follows chains of rules and references by recursion, and
+would end the process where its stack does. 64 MiB are enough for the longest chain that `MAX_CHARS` leave room for."""
+
+
+@contextmanager
+def deep_stack() -> Iterator[None]:
+    """Threads that start within the block have room for every grammar; only what is used of it takes memory."""
+    with _STACK_LOCK:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            yield
+        finally:
+            threading.stack_size(before)
+
+
 def check(constraint: Constraint) -> None:
     """Raise InvalidRequest that names the field, if the constraint is malformed or asks for what is not supported.
 
-    Takes milliseconds, and for the largest schemas 0.2 s.
+    Takes milliseconds, and for the largest schemas 0.2 s. Constraints of strangers need a thread of `deep_stack`.
     """
     problem = LLMatcher.validate_grammar(_body(constraint), limits=_LIMITS)
     if problem:
@@ -59,7 +79,10 @@ class Grammars:
         self._ready: OrderedDict[Constraint, LLMatcher] = OrderedDict()
 
     def matcher(self, constraint: Constraint) -> LLMatcher:
-        """A matcher at the beginning of an answer; the caller's own. Raises InvalidRequest that names the field."""
+        """A matcher at the beginning of an answer; the caller's own. Raises InvalidRequest that names the field.
+
+        Constraints of strangers need a thread of `deep_stack`.
+        """
         with self._lock:
             ready = self._ready.get(constraint)
             if ready is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from baleen.constraint import MAX_CHARS, Constraint
 from baleen.errors import InvalidRequest, QueueFull
-from baleen.text.grammars import check
+from baleen.text.grammars import check, deep_stack
 from baleen.text.lark import HEAD, quoted
 from router.gateway.fields import Field
 
@@ -48,6 +48,9 @@ class Forms:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="forms")
+        with deep_stack():
+            # its only thread starts now
+            self._executor.submit(int)
         self._known: OrderedDict[str, Constraint] = OrderedDict()
         self._waiting = 0
 

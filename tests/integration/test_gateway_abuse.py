@@ -65,7 +65,7 @@ def test_templates_patterns_and_schemas_of_clients_do_no_harm(tmp_path):
         CHAT | {"tools": [tool] * 5000},
         CHAT | {"tools": "x", "tool_choice": {"type": "function"}},
         CHAT | {"messages": [{"role": "user", "content": '<｜DSML｜invoke name="' * 2000}], "tools": [tool]},
-        CHAT | {"guided_regex": "(" * 10_000, "structured_outputs": {"json": {"a": "b"}}},
+        CHAT | {"guided_regex": "(" * 10_000},
     ]
 
     async def talk(gateway):

@@ -8,6 +8,7 @@ import pytest
 
 from baleen.errors import QueueFull
 from baleen.text.tokenizer import Tokenizer
+from baleen.v1 import common_pb2
 from router.gateway.core import HttpLimits
 from router.gateway.http_server import MAX_HEAD_BYTES, HttpServer
 from tests.support.http_gateway import http_gateway
@@ -99,6 +100,25 @@ def test_a_failure_after_the_first_bytes_is_told_in_the_stream(tmp_path):
             reader, writer = await ask(served.url, CHAT | {"stream": True})
             text = (await reader.readuntil(b"[DONE]")).decode()
             assert '"finish_reason":"insufficient_system_resource"' in text
+            writer.close()
+
+    run(scenario())
+
+
+def test_an_answer_in_a_wall_is_an_error_of_its_own(tmp_path):
+    async def scenario():
+        async with http_gateway(reply, tmp_path) as served:
+            served.router.fail_after, served.router.fail_reason = 2, common_pb2.FINISH_REASON_DEAD_END
+            reader, writer = await ask(served.url, CHAT | {"stream": True})
+            streamed = (await reader.readuntil(b"[DONE]")).decode()
+            assert '"code": "form_not_kept"' in streamed or '"code":"form_not_kept"' in streamed
+            assert "insufficient_system_resource" not in streamed
+            writer.close()
+            reader, writer = await ask(served.url, CHAT)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 422 ")
+            body = await reader.readuntil(b"}}")
+            assert json.loads(body)["error"]["code"] == "form_not_kept"
             writer.close()
 
     run(scenario())

@@ -27,7 +27,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
     """Usable as an async context manager; `address` is set inside.
 
     prompts: texts that came. requests: as they came. cancelled: requests whose call was cancelled. hold_after: tokens
-    after which an answer waits for `go`. fail_after: tokens after which an answer fails.
+    after which an answer waits for `go`. fail_after: tokens after which an answer fails, for `fail_reason`.
     """
 
     def __init__(self, tokenizer: Tokenizer, reply: Reply) -> None:
@@ -38,6 +38,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         self.cancelled: list[str] = []
         self.hold_after: int | None = None
         self.fail_after: int | None = None
+        self.fail_reason = common_pb2.FINISH_REASON_FAILED
         self.go = asyncio.Event()
         self.address = ""
 
@@ -95,7 +96,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             if count == self.hold_after:
                 await self.go.wait()
             if count == self.fail_after:
-                yield self._last(request, count, "", common_pb2.FINISH_REASON_FAILED)
+                yield self._last(request, count, "", self.fail_reason)
                 return
             piece = text.feed([token_id])
             delta = inference_pb2.Delta(text=piece.text, token_ids=[token_id])

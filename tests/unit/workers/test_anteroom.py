@@ -126,3 +126,12 @@ def test_only_so_many_wait():
     assert [(event.request_id, event.error) for event in room.events] == [("one more", "QueueFull")]
     room.room.open(room.grammars)
     assert len(room.take(MOST_WAITING + 1)) == MOST_WAITING
+
+
+def test_a_chain_of_rules_as_long_as_there_is_room_for_ends_nothing():
+    """The library follows it by recursion: with a usual stack the process would be gone."""
+    chain = "start: r0\n" + "".join(f"r{n}: r{n + 1}\n" for n in range(8000)) + 'r8000: "a"\n'
+    room = Room()
+    room.room.put(submit("long", Constraint(kind="grammar", text=chain)))
+    (command,) = room.take(1)
+    assert allowed(command.token_masks[0], VOCAB) == TINY.encode("a")
