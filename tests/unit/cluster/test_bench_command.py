@@ -33,3 +33,18 @@ def test_a_wrong_command_line_exits_with_2(words, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
+
+
+CONFIG = "tests/data/deepseek_v32_config.json"
+
+
+def test_a_layer_needs_a_gpu_too(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["bench", "layer", CONFIG]) == 69
+    assert "finds no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experts", ["8", "12", "264"])
+def test_a_share_of_experts_that_the_gate_cannot_have(experts, capsys):
+    assert cli.main(["bench", "layer", CONFIG, "--experts", experts]) == 2
+    assert f"--experts is {experts}, must be a multiple of 8 from 16 to 256" in capsys.readouterr().err
