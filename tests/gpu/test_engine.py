@@ -45,6 +45,7 @@ def test_golden_tokens_of_bfloat16(cuda, golden_directory, golden_weights, case)
         wanted = exact.feed(tokens)
         got = runner._logits([Piece(tokens, start, 0, samples=True)])[0].cpu()
         assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99
+        wanted, got = wanted.clone(), got.clone()
         wanted[1] = got[1] = float("-inf")
         best = wanted.topk(2).values
         if best[0] - best[1] > LEAD:
