@@ -284,16 +284,22 @@ def test_the_official_clients_read_streams_with_ids_and_silence_in_them(tmp_path
             extra = {"resumable": True}
             openai = AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0)
             anthropic = AsyncAnthropic(base_url=served.url, api_key="x", max_retries=0)
-            asyncio.get_running_loop().call_later(0.3, served.router.go.set)
+            later = asyncio.get_running_loop().call_later
+
             stream = await openai.chat.completions.create(
                 model="deepseek-chat", messages=USER, stream=True, extra_body=extra
             )
-            text = "".join([c.delta.content or "" async for chunk in stream for c in chunk.choices])
+            text = ""
+            async for chunk in stream:
+                # silence begins with the first of them, and ends a few signs of life later
+                later(0.3, served.router.go.set)
+                text += "".join(choice.delta.content or "" for choice in chunk.choices)
             served.router.go.clear()
-            asyncio.get_running_loop().call_later(0.3, served.router.go.set)
             async with anthropic.messages.stream(
                 model="deepseek-chat", messages=USER, max_tokens=100, extra_body=extra
             ) as message:
+                async for _ in message:
+                    later(0.3, served.router.go.set)
                 other = await message.get_final_text()
             assert text == other and "größe" in text and served.core.streams.num_streams == 2
             await openai.close()
