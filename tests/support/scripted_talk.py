@@ -46,7 +46,7 @@ def reply(prompt: str) -> str | BaleenError | None:
         return f"{thought}Let me look.{CALL}"
     if "broken" in question:
         return f"{thought}Oh.{CALL[:-60]}"
-    if "json" in prompt.lower():
+    if "json" in prompt.lower() or "## Response Format" in prompt:
         return f"{thought}{JSON}"
     return f"{thought}{HELLO}"
 

@@ -21,16 +21,16 @@ from tests.support.router_client import Caller
 CLUSTER = "small"
 
 
-class RouterChild:
-    """One router process. address: where it listens."""
+class ServingChild:
+    """One process that serves: a router, or a gateway. address: where it listens."""
 
-    def __init__(self, config: dict[str, Any], directory: Path, name: str) -> None:
+    def __init__(self, kind: str, config: dict[str, Any], directory: Path, name: str) -> None:
         path = directory / f"{name}.json"
-        path.write_text(json.dumps({"listen": "127.0.0.1:0", "cluster": CLUSTER, **config}))
+        path.write_text(json.dumps({"listen": "127.0.0.1:0", **config}))
         self._log = directory / f"{name}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.router_process", "--config", str(path)],
+                [sys.executable, "-m", f"cluster.{kind}_process", "--config", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -43,11 +43,16 @@ class RouterChild:
         """Its stderr so far."""
         return self._log.read_text()
 
-    def await_ranks(self, num_ranks: int) -> None:
-        """Until it listens and has found so many ranks; if it ends instead, fail with its log."""
+    def await_address(self) -> str:
+        """Until it listens; if it ends instead, fail with its log."""
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().decode().strip()
         assert self.address, self.log
+        return self.address
+
+    def await_ranks(self, num_ranks: int) -> None:
+        """Until a router listens and has found so many ranks."""
+        self.await_address()
         wait_for(lambda: self.log.count("rank found") >= num_ranks, timeout_s=60.0)
 
     def kill(self) -> None:
@@ -65,14 +70,14 @@ class SmallCluster:
 
     ranks: list[RankClient]
     rank_addresses: list[str]
-    routers: list[RouterChild]
+    routers: list[ServingChild]
     redis_url: str
     checkpoint: Path
     directory: Path
     num_started: int = 0
 
     @contextlib.contextmanager
-    def another_router(self, config: dict[str, Any]) -> Iterator[RouterChild]:
+    def another_router(self, config: dict[str, Any]) -> Iterator[ServingChild]:
         """One more, for the block; it may be dead by then."""
         router = self._start(config)
         try:
@@ -81,10 +86,25 @@ class SmallCluster:
         finally:
             router.kill()
 
-    def _start(self, config: dict[str, Any]) -> RouterChild:
+    def _start(self, config: dict[str, Any]) -> ServingChild:
         self.num_started += 1
-        own = {"redis": {"url": self.redis_url}, "model": str(self.checkpoint), **config}
-        return RouterChild(own, self.directory, f"router-{self.num_started}")
+        own = {"redis": {"url": self.redis_url}, "model": str(self.checkpoint), "cluster": CLUSTER, **config}
+        return ServingChild("router", own, self.directory, f"router-{self.num_started}")
+
+    @contextlib.contextmanager
+    def gateway(self) -> Iterator[str]:
+        """A gateway without keys before all routers, for the block: its URL, without a path."""
+        config = {
+            "routers": [router.address for router in self.routers],
+            "model": str(self.checkpoint),
+            "model_name": "baleen",
+            "accounts": str(self.directory / "accounts.sqlite"),
+        }
+        child = ServingChild("gateway", config, self.directory, "gateway")
+        try:
+            yield f"http://{child.await_address()}"
+        finally:
+            child.kill()
 
     @contextlib.asynccontextmanager
     async def client(self, router: int = 0) -> AsyncIterator[Caller]:
