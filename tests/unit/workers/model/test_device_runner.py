@@ -1,0 +1,70 @@
+"""Steps of a device's runner, with references in its table and kernels that sample: batches in, tokens out."""
+
+import pytest
+import torch
+
+from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
+from baleen.ids import RequestId
+from baleen.sampling import SamplingParams
+from tests.support.golden import golden
+from workers.engine.batch import Batch, BatchItem
+from workers.engine.submission import expand_submission
+from workers.model.checkpoint import Checkpoint
+from workers.model.loading import load_device_weights
+from workers.parallel.local import LocalExchange
+
+NAME = "dev_bf16.golden"
+
+
+@pytest.fixture
+def runner(device, golden_directory, monkeypatch):
+    from tests.support.reference_operations import reference_operations
+    from workers.model import device_runner
+
+    if device == "cpu":
+        monkeypatch.setattr(device_runner, "triton_operations", reference_operations)
+    with Checkpoint.open(golden_directory(NAME)) as checkpoint:
+        place = torch.device(device)
+        weights, _ = load_device_weights(checkpoint, rank=0, world_size=1, device=place, progress=False)
+    config = RankConfig(
+        model=ModelConfig(path="unused", compute_dtype="bfloat16", kernels="triton"),
+        cache=CacheConfig(dtype="bfloat16", num_blocks=8),
+        engine=EngineConfig(max_running=2),
+    )
+    made = device_runner.DeviceRunner(weights, config, LocalExchange(weights.spec.num_experts))
+    made.warm_up()
+    return made
+
+
+def request(number, prompt, blocks, **sampling):
+    params = SamplingParams(seed=number, ignore_eos=True, **sampling)
+    made = expand_submission(RequestId(f"r{number}"), prompt, params, vocab_size=512, eos_token_ids=(1,))[0]
+    made.slot, made.block_ids = number, blocks
+    return made
+
+
+def test_prompts_then_a_decode_step_of_all(runner):
+    cases = golden(NAME)["cases"]
+    first = request(0, cases[0]["prompt"], [5], temperature=0.0)
+    second = request(1, cases[1]["prompt"], [2, 7], temperature=1.0, top_k=1, logprobs=1)
+    sizes = [len(one.token_ids) for one in (first, second)]
+    items = (BatchItem(first, 0, sizes[0], samples=True), BatchItem(second, 0, sizes[1], samples=True))
+    result = runner.run(Batch(items, sum(sizes))).sampled
+    assert result[0].token_id == cases[0]["greedy"][0]
+    # top_k 1 is the best token, and so the first of those reported
+    assert result[1].token_id == result[1].top_logprobs[0][0]
+    for one, token in zip((first, second), result, strict=True):
+        one.token_ids.append(token.token_id)
+    step = Batch(
+        tuple(BatchItem(one, size, 1, samples=True) for one, size in zip((first, second), sizes, strict=True)), 2
+    )
+    again = runner.run(step).sampled
+    logits = runner.logits(step)
+    assert [token.token_id for token in again] == logits.argmax(-1).tolist()
+
+
+def test_an_item_that_does_not_sample_has_no_token(runner):
+    prompt = golden(NAME)["cases"][1]["prompt"]
+    one = request(0, prompt, [3], temperature=0.0)
+    assert runner.run(Batch((BatchItem(one, 0, 20, samples=False),), 20)).sampled == (None,)
+    assert runner.run(None).sampled == ()
