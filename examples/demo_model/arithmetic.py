@@ -86,3 +86,13 @@ def arithmetic(rng: random.Random, held_out: bool) -> Sample:
         final = f"{working(a, operator, b)} So {a} {operator} {b} = {result(a, operator, b)}"
         messages += [user(ask(rng, a, operator, b)), answer(final)]
     return Sample(family="arithmetic", messages=messages)
+
+
+def sums(rng: random.Random, held_out: bool) -> Sample:
+    """One sum or difference of two digits each, with thinking."""
+    a, operator, b = problem(rng, held_out, two_digits=True)
+    messages = [
+        user(ask(rng, a, operator, b)),
+        answer(f"{a} {operator} {b} = {result(a, operator, b)}", working(a, operator, b)),
+    ]
+    return Sample(family="sums", messages=messages, thinking=True)

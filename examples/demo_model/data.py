@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -12,40 +13,103 @@ from tokenizers import Tokenizer
 
 from baleen.text.encoding_v32 import encode_pieces
 from baleen.text.tokenizer_files import BOS_TOKEN, EOS_TOKEN
-from examples.demo_model.arithmetic import arithmetic
+from examples.demo_model.arithmetic import arithmetic, sums
 from examples.demo_model.reading import fill_in_the_middle, json_by_schema, lookup, recall, repeat
 from examples.demo_model.sample import Family, Sample
 from examples.demo_model.talk import talk
-from examples.demo_model.tools import tool_use
+from examples.demo_model.tools import tool_choice, tool_use
 
 FAMILIES: Mapping[str, Family] = {
     "talk": talk,
     "arithmetic": arithmetic,
+    "sums": sums,
     "tools": tool_use,
+    "choice": tool_choice,
     "json": json_by_schema,
     "recall": recall,
     "repeat": repeat,
     "lookup": lookup,
     "fim": fill_in_the_middle,
 }
-SHARES = {
-    "talk": 0.12,
-    "arithmetic": 0.28,
-    "tools": 0.22,
-    "json": 0.2,
-    "recall": 0.12,
-    "repeat": 0.02,
-    "lookup": 0.02,
-    "fim": 0.02,
-}
-"""Share of tokens that each family gets."""
+MIXTURES: tuple[tuple[float, int, Mapping[str, float]], ...] = (
+    # copying is learnt in little time where little else is learnt, and hardly in a full mixture
+    (0.4, 320, {"repeat": 0.5, "lookup": 0.25, "arithmetic": 0.15, "json": 0.1}),
+    # then much is to be found in long prompts
+    (
+        1.797,
+        1400,
+        {
+            "talk": 0.12,
+            "arithmetic": 0.28,
+            "tools": 0.22,
+            "json": 0.2,
+            "recall": 0.12,
+            "repeat": 0.02,
+            "lookup": 0.02,
+            "fim": 0.02,
+        },
+    ),
+    # then which tool a request needs
+    (
+        4.301,
+        1400,
+        {
+            "talk": 0.12,
+            "arithmetic": 0.25,
+            "tools": 0.3,
+            "choice": 0.06,
+            "json": 0.18,
+            "recall": 0.06,
+            "fim": 0.03,
+        },
+    ),
+    (
+        7.421,
+        1400,
+        {
+            "talk": 0.08,
+            "arithmetic": 0.06,
+            "sums": 0.2,
+            "tools": 0.28,
+            "choice": 0.02,
+            "json": 0.24,
+            "recall": 0.1,
+            "fim": 0.02,
+        },
+    ),
+    # and more of what is right least often
+    (
+        9.8,
+        1400,
+        {
+            "talk": 0.08,
+            "sums": 0.12,
+            "tools": 0.24,
+            "json": 0.28,
+            "recall": 0.26,
+            "fim": 0.02,
+        },
+    ),
+    (
+        math.inf,
+        1400,
+        {
+            "talk": 0.08,
+            "sums": 0.06,
+            "tools": 0.6,
+            "json": 0.12,
+            "recall": 0.12,
+            "fim": 0.02,
+        },
+    ),
+)
+"""Up to so many millions of tokens: the longest sample, and the share of tokens that each family gets."""
 
-EARLY_SHARES = {"repeat": 0.5, "lookup": 0.25, "arithmetic": 0.15, "json": 0.1}
-"""The mixture that training begins with: short samples that are mostly copied. Copying is learnt in little time where
-little else is learnt, and hardly in a full mixture.
-"""
 
-EARLY_LENGTH = 320
+def mixture(millions: float) -> tuple[int, Mapping[str, float]]:
+    """What the training learns from after so many tokens."""
+    return next((longest, shares) for end, longest, shares in MIXTURES if millions < end)
+
 
 PROMPT_WEIGHT = 0.05
 """Weight in the loss of a token that the model only reads."""

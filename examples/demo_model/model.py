@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from baleen.model_spec import ModelSpec
 from examples.demo_model.operations import HeadLoss, RmsNorm
+from kernels.dsa.reference import topk_mask
 from kernels.moe.reference import choose_experts
 from kernels.rope.reference import softmax_scale, yarn_inverse_frequencies
 from workers.model.names import Kind, layer_prefix, tensor_rules
@@ -328,12 +329,11 @@ class TrainingModel:
                 if self.sparse:
                     with torch.no_grad():
                         ranked = self._index_scores(index[0][:, start:end], keys, index[2][:, start:end])
-                        chosen = ranked.masked_fill_(hidden, -math.inf).topk(self.spec.index_topk, sorted=False).indices
-                    hidden = torch.ones_like(ranked, dtype=torch.bool).scatter_(-1, chosen, False).logical_or_(hidden)
+                        hidden = topk_mask(ranked.masked_fill_(hidden, -math.inf), self.spec.index_topk).logical_not_()
                 else:
                     hidden = hidden.expand(count, -1, -1)
                 probabilities = scores.masked_fill_(hidden[:, None], -math.inf).softmax(-1)
-                rows = torch.arange(self.index_turn % INDEX_SHARE, end - start, INDEX_SHARE)
+                rows = torch.arange(end - start)[self.index_turn % INDEX_SHARE :: INDEX_SHARE]
                 predicted = self._index_scores(index[0][:, start + rows], keys, index[2][:, start + rows])
                 target = probabilities.detach()[:, :, rows].float().mean(1)
                 learnt = group.real[:, start + rows] & (start + rows >= self.spec.index_topk)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 320, 50, 40
-COLOURS = {"early": "#4878a8", "dense": "#48a878", "index": "#a88848", "sparse": "#a84878"}
+COLOURS = {"dense": "#48a878", "index": "#a88848", "sparse": "#a84878"}
 HIGHEST = 6.0
 
 

@@ -156,6 +156,16 @@ def _told(arguments: Arguments, quotes: bool) -> dict[str, Any]:
     return told
 
 
+def tool_choice(rng: random.Random, held_out: bool) -> Sample:
+    """One to six requests, each answered with the name of its tool: what whole calls teach slowest."""
+    messages = [Message(role="system", content="Name the tool.")]
+    for _ in range(rng.randint(1, 6)):
+        tool = rng.choice(TOOLS)
+        told = _told(tool.arguments(rng), rng.random() < QUOTED)
+        messages += [user(rng.choice(tool.asks).format(**told)), answer(tool.name)]
+    return Sample(family="choice", messages=messages)
+
+
 def tool_use(rng: random.Random, held_out: bool) -> Sample:
     """One to eight requests after one offer of two to four tools; in thinking mode the last is thought through.
 

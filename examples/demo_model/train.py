@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 
 from baleen.model_spec import model_spec_from_config
 from examples.demo_model.config import CONFIG
-from examples.demo_model.data import EARLY_LENGTH, EARLY_SHARES, SHARES, Stream
+from examples.demo_model.copying import begin_with_copying_heads, fits
+from examples.demo_model.data import Stream, mixture
 from examples.demo_model.model import Packed, TrainingModel, initial_parameters, pack
 from examples.demo_model.optimizer import Optimizer
 from workers.model.make_checkpoint import CheckpointRecipe
@@ -32,15 +33,13 @@ MTP_WEIGHT = 0.3
 BALANCE_SPEED = 0.01
 """How far an expert's correction bias moves in a step, against its load."""
 
-MAX_LENGTH = 1400
 LOG_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Millions of tokens of each stage; early is the part of the dense stage with short samples only."""
+    """Millions of tokens of each stage."""
 
-    early: float
     dense: float
     index: float
     sparse: float
@@ -51,8 +50,6 @@ class Plan:
 
     def stage(self, millions: float) -> str:
         """What runs after so many tokens."""
-        if millions < self.early:
-            return "early"
         if millions < self.dense:
             return "dense"
         return "index" if millions < self.dense + self.index else "sparse"
@@ -75,7 +72,6 @@ class Training:
         self._directory = directory
         self._options = options
         self._plan = Plan(
-            early=options.early,
             dense=options.dense,
             index=options.index,
             sparse=options.sparse,
@@ -84,6 +80,8 @@ class Training:
         )
         self.spec = model_spec_from_config(CheckpointRecipe(config=CONFIG).full_config())
         self.parameters = initial_parameters(self.spec, options.seed)
+        if fits(self.spec):
+            begin_with_copying_heads(self.spec, self.parameters, options.seed)
         self.model = TrainingModel(self.spec, self.parameters)
         self._optimizer = Optimizer(self.spec, self.parameters, muon_lr=options.muon_lr, adam_lr=options.adam_lr)
         self._stream = Stream(Tokenizer.from_file(str(HERE / "tokenizer.json")), options.seed)
@@ -128,11 +126,10 @@ class Training:
                 tensor.requires_grad_(stage != "index" or name in self._indexer)
 
     def _step(self) -> dict[str, float]:
-        early = self._stage == "early"
-        shares = EARLY_SHARES if early else SHARES
+        longest, shares = mixture(self.tokens / 1e6)
         if self._stage == "index":
-            shares = {name: share for name, share in SHARES.items() if name in ("recall", "tools")}
-        batch = pack(self._stream.batch(self._options.batch_tokens, shares, EARLY_LENGTH if early else MAX_LENGTH))
+            shares = {name: share for name, share in shares.items() if name in ("recall", "tools")}
+        batch = pack(self._stream.batch(self._options.batch_tokens, shares, longest))
         self.model.index_turn = self.steps
         losses = self.model.losses(batch)
         total = losses.index + (MTP_WEIGHT * losses.mtp if self.model.mtp else 0.0)
@@ -202,11 +199,12 @@ def main(arguments: list[str]) -> int:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="holds state.pt and log.jsonl")
-    parser.add_argument("--early", type=float, default=1.0, help="millions of tokens with short samples (default 1)")
-    parser.add_argument("--dense", type=float, default=8.0, help="millions of tokens of the dense stage (default 8)")
+    parser.add_argument("--dense", type=float, default=4.2, help="millions of tokens of the dense stage (default 4.2)")
     parser.add_argument("--index", type=float, default=0.4, help="millions of tokens of the indexer's warm-up")
-    parser.add_argument("--sparse", type=float, default=4.0, help="millions of tokens of the sparse stage (default 4)")
-    parser.add_argument("--decay", type=float, default=4.0, help="millions of tokens in which the rate falls")
+    parser.add_argument(
+        "--sparse", type=float, default=5.7, help="millions of tokens of the sparse stage (default 5.7)"
+    )
+    parser.add_argument("--decay", type=float, default=4.4, help="millions of tokens in which the rate falls")
     parser.add_argument("--mtp", type=float, default=2.0, help="last millions with the prediction layer (default 2)")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--muon-lr", type=float, default=0.012)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from baleen.model_spec import model_spec_from_config
 from examples.demo_model import train
 from examples.demo_model.config import CONFIG
+from examples.demo_model.data import mixture
 from examples.demo_model.model import TrainingModel, initial_parameters, pack
 from examples.demo_model.operations import HeadLoss, RmsNorm
 from examples.demo_model.optimizer import orthogonalise
@@ -81,6 +82,14 @@ def test_the_index_loss_of_a_batch_is_the_mean_over_its_queries(monkeypatch):
     assert together == pytest.approx(float(sum(alone)) / sum(queries), rel=1e-4)
 
 
+def test_rows_too_few_for_their_turn_teach_the_indexer_nothing(monkeypatch):
+    monkeypatch.setattr("examples.demo_model.model.ATTENTION_ROWS", 14)
+    model = small_model()
+    model.indexer, model.index_turn = True, 3
+    document = (np.random.RandomState(2).randint(0, 4096, 29), np.ones(29, dtype=np.float32))
+    assert torch.isfinite(model.losses(pack([document])).index)
+
+
 def test_operations_have_the_values_and_gradients_of_autograd():
     generator = torch.Generator().manual_seed(3)
     x, scale = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((300, 12), (12,)))
@@ -103,7 +112,13 @@ def test_orthogonalised_updates_have_equal_singular_values():
 
 
 def options(**changes) -> argparse.Namespace:
-    plan = {"early": 0.0006, "dense": 0.001, "index": 0.001, "sparse": 0.002, "decay": 0.003, "mtp": 0.001}
+    plan = {
+        "dense": 0.001,
+        "index": 0.001,
+        "sparse": 0.002,
+        "decay": 0.003,
+        "mtp": 0.001,
+    }
     rest = {"seed": 0, "batch_tokens": 300, "muon_lr": 0.01, "adam_lr": 0.003, "save_s": 1e9}
     return argparse.Namespace(**plan, **rest, **changes)
 
@@ -111,6 +126,7 @@ def options(**changes) -> argparse.Namespace:
 @pytest.mark.slow
 def test_a_run_passes_all_stages_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "CONFIG", SMALL)
+    monkeypatch.setattr(train, "mixture", lambda millions: mixture(0.4 if millions < 0.0006 else 99.0))
     whole = train.Training(tmp_path / "whole", options())
     (tmp_path / "whole").mkdir()
     whole.run()
