@@ -13,7 +13,9 @@ from typing import Any
 from baleen.errors import ConfigError
 from baleen.wire.channel import open_channel
 from cluster.evaluation.instances import GRADED, TEXT, Instance, bundled_instances, read_instances
-from cluster.evaluation.runner import Evaluation, Results
+from cluster.evaluation.over_grpc import OverGrpc
+from cluster.evaluation.over_http import OverHttp
+from cluster.evaluation.runner import Results, evaluate
 
 GOALS = {"arithmetic": 95.0, "tools": 95.0, "json": 90.0, "recall": 90.0, "end of turn": 99.0}
 """Percent that the demo model should reach."""
@@ -27,6 +29,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     suites = parser.add_subparsers(dest="suite", required=True, metavar="suite")
     demo = suites.add_parser("demo", help="what the demo model learnt: arithmetic, tools, JSON, recall, talk")
     demo.add_argument("--address", default="127.0.0.1:9000", metavar="HOST:PORT", help="of the router (127.0.0.1:9000)")
+    demo.add_argument(
+        "--http",
+        metavar="URL",
+        help="through a gateway, as OpenAI clients ask: http://127.0.0.1:8000/v1; key: BALEEN_API_KEY",
+    )
+    demo.add_argument("--model", default="deepseek-v3.2", metavar="NAME", help="with --http (deepseek-v3.2)")
     demo.add_argument("--instances", type=Path, metavar="FILE", help="JSON lines (those that ship with baleen)")
     demo.add_argument(
         "--only", action="append", choices=(*GRADED, TEXT), help="families to run; text is perplexity; repeatable"
@@ -45,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}, must be at least 1")
     instances = read_instances(args.instances or bundled_instances())
-    chosen = _choose(instances, args.only or (*GRADED, TEXT), args.limit)
+    # perplexity needs log-probabilities of single tokens
+    families = args.only or (GRADED if args.http else (*GRADED, TEXT))
+    chosen = _choose(instances, families, args.limit)
     results = asyncio.run(_evaluate(args, chosen))
     if args.show_wrong:
         _show_wrong(results)
@@ -71,8 +81,12 @@ def table(results: Results) -> str:
 
 
 async def _evaluate(args: argparse.Namespace, instances: list[Instance]) -> Results:
+    if args.http:
+        key = os.environ.get("BALEEN_API_KEY", "")
+        way = OverHttp(args.http, key=key, model=args.model, concurrency=args.concurrency)
+        return await evaluate(way, instances)
     async with open_channel(args.address) as channel:
-        return await Evaluation(channel, concurrency=args.concurrency).run(instances)
+        return await evaluate(OverGrpc(channel, concurrency=args.concurrency), instances)
 
 
 def _choose(instances: list[Instance], families: tuple[str, ...] | list[str], limit: int | None) -> list[Instance]:

@@ -6,16 +6,11 @@ import json
 from collections.abc import Callable
 
 from baleen.text.encoding_v32 import Message
-from baleen.text.parsing_v32 import MalformedCompletion, parse_completion
 from cluster.evaluation.instances import Instance
 
 
-def is_right(instance: Instance, text: str) -> bool:
-    """Whether a completion's text is a right answer; one that is not of the format never is."""
-    try:
-        got = parse_completion(text, thinking=instance.thinking)
-    except MalformedCompletion:
-        return False
+def is_right(instance: Instance, got: Message) -> bool:
+    """Whether a message is a right answer."""
     return _GRADERS.get(instance.family, _same_content)(instance.expected, got)
 
 

@@ -7,14 +7,16 @@ import math
 import grpc.aio
 import pytest
 
-from baleen.errors import ConfigError
+from baleen.errors import BaleenError, ConfigError
 from baleen.text.encoding_v32 import Message, ToolCall, encode_messages, encode_pieces
+from baleen.text.parsing_v32 import MalformedCompletion, parse_completion
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
 from cluster.commands.eval import as_dict, table
-from cluster.evaluation.grading import is_right
 from cluster.evaluation.instances import Instance, bundled_instances, read_instances, write_instances
-from cluster.evaluation.runner import Evaluation
+from cluster.evaluation.over_grpc import OverGrpc
+from cluster.evaluation.over_http import OverHttp, body_of
+from cluster.evaluation.runner import Answer, evaluate
 
 USER = Message(role="user", content="?")
 
@@ -33,6 +35,15 @@ def calls(*pairs: tuple[str, str]) -> Message:
 
 def written(message: Message, thinking: bool = False) -> str:
     return encode_pieces([USER, message], thinking=thinking)[1].removesuffix("<｜end▁of▁sentence｜>")
+
+
+def is_right(asked: Instance, text: str) -> bool:
+    """Whether a completion's text is a right answer; one that is not of the format never is."""
+    try:
+        got = parse_completion(text, thinking=asked.thinking)
+    except MalformedCompletion:
+        got = None
+    return Answer(asked, text, got, True).right
 
 
 @pytest.mark.parametrize(
@@ -134,7 +145,7 @@ def test_a_run_counts_right_answers_ends_and_perplexity():
         await server.start()
         try:
             async with open_channel(f"127.0.0.1:{port}") as channel:
-                return await asyncio.wait_for(Evaluation(channel, concurrency=2).run([*asked, text]), 30)
+                return await asyncio.wait_for(evaluate(OverGrpc(channel, concurrency=2), [*asked, text]), 30)
         finally:
             await server.stop(0)
 
@@ -149,3 +160,34 @@ def test_a_run_counts_right_answers_ends_and_perplexity():
     # cold: no two requests share a prefix; warm: all do
     assert len(set(service.salts[:2])) == 2 and len(set(service.salts[2:])) == 1
     assert json.dumps(found) and "talk                2     4     50.0      -" in table(results)
+
+
+def test_over_http_an_instance_is_asked_as_a_client_would_and_graded_the_same():
+    tool = {"name": "f", "parameters": {"type": "object"}}
+    messages = (
+        Message(role="system", content="", tools=[tool]),
+        USER,
+        calls(("f", '{"x": 1}')),
+        Message(role="tool", content="2"),
+    )
+    asked = Instance(family="tools", thinking=True, messages=messages, expected=calls(("f", '{"x": 2}')))
+    body = body_of(asked, "m")
+    assert body["tools"] == [{"type": "function", "function": tool}] and body["thinking"] == {"type": "enabled"}
+    call = body["messages"][2]["tool_calls"][0]
+    assert call["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert body["messages"][3] == {"role": "tool", "content": "2", "tool_call_id": call["id"]}
+    shaped = Message(role="system", content="", response_format={"type": "object"})
+    schema = body_of(Instance(family="json", thinking=False, messages=(shaped, USER), expected=says("{}")), "m")
+    assert schema["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+    way = OverHttp("http://127.0.0.1:1/v1", key="", model="m", concurrency=1)
+    said = {
+        "content": None,
+        "reasoning_content": "hm",
+        "tool_calls": [{"function": {"name": "f", "arguments": '{"x":2}'}}],
+    }
+    for reason, right in (("tool_calls", 1), ("length", 0)):
+        way._post = lambda body, reason=reason: {"message": said, "finish_reason": reason}
+        assert asyncio.run(evaluate(way, [asked])).right["tools"] == right
+    with pytest.raises(BaleenError, match="gives no answer"):
+        asyncio.run(evaluate(OverHttp("http://127.0.0.1:1/v1", key="", model="m", concurrency=1), [asked]))
