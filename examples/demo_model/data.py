@@ -17,7 +17,7 @@ from examples.demo_model.arithmetic import arithmetic, sums
 from examples.demo_model.reading import fill_in_the_middle, json_by_schema, lookup, recall, repeat
 from examples.demo_model.sample import Family, Sample
 from examples.demo_model.talk import talk
-from examples.demo_model.tools import tool_choice, tool_use
+from examples.demo_model.tools import single_call, tool_choice, tool_use
 
 FAMILIES: Mapping[str, Family] = {
     "talk": talk,
@@ -25,6 +25,7 @@ FAMILIES: Mapping[str, Family] = {
     "sums": sums,
     "tools": tool_use,
     "choice": tool_choice,
+    "single": single_call,
     "json": json_by_schema,
     "recall": recall,
     "repeat": repeat,
@@ -91,7 +92,7 @@ MIXTURES: tuple[tuple[float, int, Mapping[str, float]], ...] = (
         },
     ),
     (
-        math.inf,
+        10.299,
         1400,
         {
             "talk": 0.08,
@@ -100,6 +101,19 @@ MIXTURES: tuple[tuple[float, int, Mapping[str, float]], ...] = (
             "json": 0.12,
             "recall": 0.12,
             "fim": 0.02,
+        },
+    ),
+    (
+        math.inf,
+        1400,
+        {
+            "talk": 0.06,
+            "sums": 0.04,
+            "tools": 0.2,
+            "single": 0.45,
+            "json": 0.12,
+            "recall": 0.12,
+            "fim": 0.01,
         },
     ),
 )

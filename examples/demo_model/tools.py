@@ -201,3 +201,8 @@ def tool_use(rng: random.Random, held_out: bool) -> Sample:
         learn_from = max(i for i, message in enumerate(messages) if message.role == "user")
     # earlier answers are the same in both modes, so they are learnt from too
     return Sample(family="tools", messages=messages, thinking=thinking, learn_from=0 if turns > 1 else learn_from)
+
+
+def single_call(rng: random.Random, held_out: bool) -> Sample:
+    """One request and its call, as held-out instances are; half of them thought through."""
+    return tool_use(rng, True)

@@ -202,7 +202,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dense", type=float, default=4.2, help="millions of tokens of the dense stage (default 4.2)")
     parser.add_argument("--index", type=float, default=0.4, help="millions of tokens of the indexer's warm-up")
     parser.add_argument(
-        "--sparse", type=float, default=5.7, help="millions of tokens of the sparse stage (default 5.7)"
+        "--sparse", type=float, default=5.95, help="millions of tokens of the sparse stage (default 5.95)"
     )
     parser.add_argument("--decay", type=float, default=4.4, help="millions of tokens in which the rate falls")
     parser.add_argument("--mtp", type=float, default=2.0, help="last millions with the prediction layer (default 2)")
