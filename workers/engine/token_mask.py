@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    # the command line reads this module, and starts in a moment
+    import numpy as np
+    import numpy.typing as npt
 
 
 class TokenMask(Protocol):
