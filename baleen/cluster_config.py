@@ -208,7 +208,7 @@ def _laptop_pools() -> tuple[PoolConfig, ...]:
 class ClusterConfig:
     """Everything that `baleen up` builds.
 
-    model None: a small checkpoint, made on first use. model_name: as clients know it; empty: the name of its directory.
+    model None: the demo model that ships with baleen. model_name: as clients know it; empty: the name of its directory.
     tls: between routers and ranks, and of transfers; not of clients, nor of what the ranks of a group exchange.
     """
 

@@ -18,8 +18,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from baleen.cluster_config import ClusterConfig
-from baleen.config import ModelConfig
 from baleen.config_file import from_dict
+from baleen.demo import demo_checkpoint
 from baleen.errors import BaleenError, CheckpointError, ConfigError
 from baleen.redis_config import RedisConfig
 from cluster.control import Control
@@ -29,7 +29,7 @@ from cluster.marked import end_marked, mark_children
 from cluster.rank_child import import_path
 from cluster.ray_environment import prepare_environment
 from cluster.redis_check import check_redis
-from cluster.run_state import RunState, StateFile, cache_directory
+from cluster.run_state import RunState, StateFile
 from cluster.watch import PLACE_TIMEOUT_S, Watch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cluster.fleet import Fleet
 
 PREPARE_TIMEOUT_S = 600.0
-"""Longest time for making or checking a checkpoint."""
+"""Longest time for checking a checkpoint."""
 
 HELPERS_PATIENCE_S = 3.0
 """How long Ray's helpers may outlive it."""
@@ -98,10 +98,9 @@ class Foreground:
             tls=config.tls,
             directory=str(directory),
         )
-        model = config.model or ModelConfig(path=str(default_checkpoint()))
         if config.redis.url:
             check_redis(config.redis, config.name)
-        preparation = self._prepare(model)
+        preparation = self._check()
         server = None
         if not config.redis.url:
             server = self._undo.enter_context(EmbeddedRedis(directory=directory))
@@ -158,16 +157,12 @@ class Foreground:
             self._state = state
             state_file.write(state)
 
-    def _prepare(self, model: ModelConfig) -> subprocess.Popen[bytes] | None:
-        """Make the small checkpoint or check what was given, in a process of its own: both need torch."""
-        arguments = ["check", *self._check_arguments] if self._check_arguments else None
-        if self._config.model is None and not (Path(model.path) / "config.json").exists():
-            self._say(f"making a small checkpoint in {model.path}")
-            arguments = ["checkpoint", "make", model.path, "--preset", "small", "--tokenizer", "text", "--force"]
-        if arguments is None:
+    def _check(self) -> subprocess.Popen[bytes] | None:
+        """Check what was given, in a process of its own, since that needs torch."""
+        if not self._check_arguments:
             return None
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cluster.cli", *arguments],
+            [sys.executable, "-P", "-m", "cluster.cli", "check", *self._check_arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -204,7 +199,7 @@ class Foreground:
         if config.ray.address:
             site = Site(redis=redis, router_node=config.router.node or ray_adapter.node_address())
             self._journal = ray_adapter.start_journal(config.name, str(logs))
-        fleet = Fleet(config, site, default_checkpoint(), self._say)
+        fleet = Fleet(config, site, demo_checkpoint(), self._say)
         if config.ray.address:
             fleet.end_leftovers()
         fleet.require_room()
@@ -257,11 +252,6 @@ def temporary_root() -> Path:
     """Where a cluster's folder is made: short, since the paths of sockets in it have at most 107 bytes."""
     root = Path(tempfile.gettempdir())
     return root if len(str(root)) <= LONGEST_ROOT else Path("/tmp")
-
-
-def default_checkpoint() -> Path:
-    """Where the small checkpoint lies that is made on first use."""
-    return cache_directory() / "small"
 
 
 def _wait_for(process: subprocess.Popen[bytes]) -> None:

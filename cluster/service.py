@@ -29,7 +29,7 @@ def service_name(cluster: str, part: str, generation: int = 1) -> str:
 
 def serves_http(config: ClusterConfig) -> bool:
     """Whether there is a gateway: wanted, and with a tokenizer, without which it has no text."""
-    # the checkpoint that is made on first use has one
+    # the demo model has one
     has_tokenizer = config.model is None or (Path(config.model.path) / TOKENIZER_FILE).exists()
     return config.gateway.replicas > 0 and has_tokenizer
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig
 from baleen.config import ModelConfig
+from baleen.demo import demo_checkpoint
 from baleen.errors import ConfigError
-from baleen.model_spec import load_model_spec, model_spec_from_config
+from baleen.model_spec import load_model_spec
 from cluster.check import CheckReport, check
 from cluster.commands.cluster_options import add_cluster_options, read_cluster
 from cluster.nodes import this_machine
-from workers.model.make_checkpoint import PRESETS, CheckpointRecipe
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,9 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
 def report_of(config: ClusterConfig, *, place: bool) -> CheckReport:
     """The report. place: whether it is to find room for everything on this machine, where no other Ray is named."""
-    if config.model is not None:
-        model, spec = config.model, load_model_spec(Path(config.model.path))
-    else:
-        model = ModelConfig(path="small")
-        spec = model_spec_from_config(CheckpointRecipe(config=PRESETS["small"]).full_config(), source="small")
+    model = config.model or ModelConfig(path=str(demo_checkpoint()))
+    spec = load_model_spec(Path(model.path))
     return check(config, model, spec, [this_machine()] if place and not config.ray.address else None)

@@ -14,7 +14,7 @@ from baleen.errors import ConfigError
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """--model, --name, --host, --port and --http-port, which go before what the file says."""
-    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (a small one, made on first use)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="checkpoint (the demo model)")
     parser.add_argument("--name", metavar="NAME", help="of the cluster (default)")
     parser.add_argument("--host", help="address of the router (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port of the router (9000)")
