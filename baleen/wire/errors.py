@@ -19,6 +19,7 @@ from baleen.errors import (
     CapacityError,
     CheckpointError,
     ConfigError,
+    ContextExceeded,
     DeadlineExceeded,
     DrainingError,
     EpochEnded,
@@ -46,6 +47,7 @@ class WireError:
 
 TABLE: dict[type[BaleenError], WireError] = {
     InvalidRequest: WireError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    ContextExceeded: WireError(grpc.StatusCode.INVALID_ARGUMENT, "CONTEXT_EXCEEDED"),
     CapacityError: WireError(grpc.StatusCode.OUT_OF_RANGE, "NEVER_FITS"),
     QueueFull: WireError(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     AlreadyRunning: WireError(grpc.StatusCode.ALREADY_EXISTS, "ALREADY_RUNNING"),
@@ -155,7 +157,7 @@ def _details(error: grpc.aio.AioRpcError) -> Sequence[any_pb2.Any]:
 
 
 def _build(kind: type[BaleenError], message: str, field: str, retry_after_s: float | None) -> BaleenError:
-    error = InvalidRequest(message, field=field) if kind is InvalidRequest else _with_message(kind, message)
+    error = kind(message, field=field) if issubclass(kind, InvalidRequest) else _with_message(kind, message)
     if retry_after_s is not None:
         error.retry_after_s = retry_after_s
     return error

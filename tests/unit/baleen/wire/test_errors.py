@@ -34,7 +34,7 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 
 
 def make(kind):
-    return kind("why", field="size") if kind is InvalidRequest else kind("why")
+    return kind("why", field="size") if issubclass(kind, InvalidRequest) else kind("why")
 
 
 class Failing(worker_pb2_grpc.WorkerServiceServicer):
