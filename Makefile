@@ -44,14 +44,13 @@ $(NODE_MODULES)/.installed: examples/javascript/package-lock.json
 serve: setup ## start a cluster on this machine: HTTP on 127.0.0.1:8000, gRPC on 9000, until Ctrl-C; UP='--config FILE' for another
 	$(BIN)/baleen up $(UP)
 
-# tests of one process each, which run beside those of many that mostly wait
-ALONE := tests/repo tests/unit
+# how many run side by side: tests of many processes mostly wait
+STREAMS ?= 3
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
-test: setup debian ## run every test that needs no GPU
+test: setup debian ## run every test that needs no GPU; STREAMS=1 for one after the other
 	$(MAKE) --no-print-directory --jobs 2 clients
-	@$(BIN)/pytest -m "not gpu and not nixl" $(ALONE) > $(VENV)/alone.log 2>&1 & alone=$$!; trap "kill $$alone 2>/dev/null" EXIT; \
-	$(BIN)/pytest -m "not gpu and not nixl" $(patsubst %,--ignore=%,$(ALONE)); beside=$$?; \
-	wait $$alone; code=$$?; cat $(VENV)/alone.log; exit $$((code | beside))
+	$(PYTEST) $(STREAMS) -m "not gpu and not nixl"
 	$(BIN)/pytest -m "nixl and not gpu" tests/contract
 
 test-gpu: setup ## run the tests that need a GPU; SANITIZER=memcheck runs them under compute-sanitizer
@@ -62,7 +61,7 @@ check: setup ## format, lint, types, kernels compiled ahead of time, and fast te
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m kernels.testing.ahead
-	$(BIN)/pytest -q -m "not gpu and not slow" tests/repo tests/unit
+	$(PYTEST) 2 -q -m "not gpu and not slow" tests/repo tests/unit
 
 format: setup ## rewrite the sources as `check` wants them
 	$(BIN)/ruff format .

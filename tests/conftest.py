@@ -22,9 +22,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ONE_MORE_TRY = {"contract", "faults", "integration"}  # many processes on few cores; CONTRIBUTING.md says what follows
 
+LONGEST = (
+    "test_golden_engine.py",
+    "test_cluster.py",
+    "test_golden_cluster.py",
+    "test_cluster_nodes.py",
+    "test_two_hosts.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in ONE_MORE_TRY:
             item.add_marker(pytest.mark.flaky(reruns=1))
+    # sorting keeps the order of what has the same rank, so that a file's tests stay together
+    items.sort(key=lambda item: _turn(item.path))
+
+
+def _turn(path: Path) -> int:
+    """When a file's turn is: files run side by side, so the long ones begin and many short ones end."""
+    if path.name in LONGEST:
+        return LONGEST.index(path.name)
+    return len(LONGEST) + (not ONE_MORE_TRY.intersection(path.parts))
