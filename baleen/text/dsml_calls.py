@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-from baleen.text.call_grammar import CallGrammar, is_json
+from baleen.text.call_grammar import CallGrammar, is_json, json_until
 from baleen.text.encoding_v32 import CALLS_BEGIN, CALLS_END, DSML
 from baleen.text.output_events import EventLog
 from baleen.text.reader import Malformed, Reader, Reading
@@ -43,11 +42,13 @@ def _call(reader: Reader, log: EventLog) -> Reading[None]:
         keys.add(key)
         if (yield from reader.one_of('true">', 'false">')) == 'true">':
             log.arguments(begin + '"')
-            yield from _value(reader, lambda piece: log.arguments(json.dumps(piece, ensure_ascii=False)[1:-1]))
+            end = yield from reader.until((_END_PARAMETER,), lambda piece: log.arguments(_inside(piece)))
+            if end is None:
+                raise Malformed(f"the text ends before {_END_PARAMETER}")
             log.arguments('"')
         else:
             pieces: list[str] = []
-            yield from _value(reader, pieces.append)
+            yield from json_until(reader, _END_PARAMETER, pieces.append)
             value = "".join(pieces)
             if not is_json(value):
                 raise Malformed(f"parameter {key} of {name} is not JSON")
@@ -56,9 +57,9 @@ def _call(reader: Reader, log: EventLog) -> Reading[None]:
     log.end_call()
 
 
-def _value(reader: Reader, put: Callable[[str], None]) -> Reading[None]:
-    if (yield from reader.until((_END_PARAMETER,), put)) is None:
-        raise Malformed(f"the text ends before {_END_PARAMETER}")
+def _inside(text: str) -> str:
+    """A text as it stands inside a string of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 DSML_CALLS = CallGrammar(("\n\n" + CALLS_BEGIN, "\n" + CALLS_BEGIN, CALLS_BEGIN), read_calls)

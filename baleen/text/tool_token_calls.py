@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from baleen.text.call_grammar import CallGrammar, is_json
+from baleen.text.call_grammar import CallGrammar, is_json, json_until
 from baleen.text.encoding_v32_exp import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEPARATOR
 from baleen.text.output_events import EventLog
 from baleen.text.reader import Malformed, Reader, Reading
@@ -20,7 +20,8 @@ def read_calls(reader: Reader, log: EventLog) -> Reading[None]:
         yield from reader.one_of("{", space=True)
         arguments = _Arguments(log)
         arguments.put("{")
-        if (yield from reader.until((CALL_END,), arguments.put)) is None or not is_json(arguments.text()):
+        yield from json_until(reader, CALL_END, arguments.put)
+        if not is_json(arguments.text()):
             raise Malformed(f"arguments of {name} are not a JSON object")
         arguments.finish()
         log.end_call()

@@ -146,6 +146,29 @@ def test_malformed_calls_are_content_and_complete_ones_stand(text, content, call
     assert (got.content, got.tool_calls) == (content, calls)
 
 
+IN_STRING = f'["x</{DSML}parameter>\\n", "\\"</{DSML}parameter>\\\\", "</{DSML}invoke>"]'
+
+
+def test_a_tag_inside_a_string_of_json_ends_nothing():
+    text = f"\n\n{CALL}".replace("[1.50]", IN_STRING)
+    whole = parse([text])
+    (call,) = message_of(whole).tool_calls
+    assert call.arguments == '{"a": "x\\"\\n<y", "b": ' + IN_STRING + "}"
+    for place in range(len(text)):
+        assert parse([text[:place], text[place:]]) == whole, place
+
+
+@pytest.mark.parametrize(
+    "value", [f'"x</{DSML}parameter>\nmore"', f'"x</{DSML}parameter>', '"x', f'a"</{DSML}parameter>"']
+)
+def test_a_string_that_does_not_end_is_a_malformed_call_and_a_later_block_is_read(value):
+    text = f"\n\n{CALL}".replace("[1.50]", value)
+    whole = parse([f"a{text}{FIRST}"])
+    assert message_of(whole) == Message(role="assistant", content=f"a{text}", reasoning="", tool_calls=[F])
+    for pieces in every_cut_in_one_of(f"a{text}{FIRST}"):
+        assert parse(pieces) == whole
+
+
 def test_the_arguments_of_a_call_that_turned_out_malformed_are_no_json():
     events = parse([f"a{FIRST}{BAD}"])
     assert [event for event in events if isinstance(event, ToolCallEnd)] == [ToolCallEnd(0)]
