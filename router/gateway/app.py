@@ -20,6 +20,7 @@ from router.gateway.core import Core
 from router.gateway.dialect import Reader
 from router.gateway.endpoints import Handler
 from router.gateway.exchange import Exchange
+from router.gateway.messages import models as message_models
 from router.gateway.messages.reader import read_message, read_message_to_any
 from router.gateway.operator_routes import operator_routes
 from router.gateway.pages import PATHS, page_routes
@@ -56,6 +57,8 @@ def routes(core: Core) -> list[BaseRoute]:
     add("GET", endpoints.tokenizer_info, "/tokenizer_info", ("/v1", ""))
     add("GET", endpoints.models, "/models", _BASES)
     add("GET", endpoints.model, "/models/{name:path}", _BASES)
+    add("GET", message_models.models, "/models", _DEEPSEEK_ANTHROPIC_BASES)
+    add("GET", message_models.model, "/models/{name:path}", _DEEPSEEK_ANTHROPIC_BASES)
     add("GET", endpoints.health, "/health")
     add("GET", endpoints.health, "/ping")
     add("GET", endpoints.ready, "/ready")

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from baleen import exposition
-from baleen.errors import InvalidRequest, UnknownName
+from baleen.errors import InvalidRequest
 from baleen.text.tokenizer_files import BOS_TOKEN, EOS_TOKEN
 from router.gateway.auth import CALLER, Caller
 from router.gateway.bodies import read_object
@@ -75,12 +75,7 @@ async def models(core: Core, request: Request) -> Response:
 async def model(core: Core, request: Request) -> Response:
     """One name of the model."""
     await core.prepare()
-    name = request.path_params["name"]
-    try:
-        found = core.names.find(name)
-    except InvalidRequest as error:
-        raise UnknownName(f"The model {name[:128]!r} does not exist") from error
-    return JSONResponse(_model(core, found.name))
+    return JSONResponse(_model(core, core.names.listed(request.path_params["name"]).name))
 
 
 def _model(core: Core, name: str) -> Json:

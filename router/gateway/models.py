@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baleen.errors import InvalidRequest
+from baleen.errors import InvalidRequest, UnknownName
 
 ALIASES = {
     "deepseek-v3.2": False,
@@ -37,6 +37,13 @@ class ModelNames:
     def knows(self, name: str) -> bool:
         """Whether it is one of them."""
         return name.lower() in self._by_name
+
+    def listed(self, name: str) -> ServedModel:
+        """The model of that name. Raises UnknownName."""
+        found = self._by_name.get(name.lower())
+        if found is None:
+            raise UnknownName(f"The model {name[:128]!r} does not exist")
+        return found
 
     def find(self, name: str) -> ServedModel:
         """The model of that name. Raises InvalidRequest with DeepSeek's words."""

@@ -175,6 +175,23 @@ def test_a_loop_of_tools_with_messages(claude):
     assert claude.messages.create(**asked, messages=messages).content[-1].text == "Mild."
 
 
+def test_models_are_listed_page_by_page(gateway, claude):
+    names = [model.name for model in gateway.core.names.models]
+    assert [model.id for model in claude.models.list()] == names
+    assert [model.id for model in claude.models.list(limit=2)] == names
+    back = claude.models.list(before_id=names[-1], limit=3)
+    assert [model.id for model in back.data] == names[-4:-1] and back.has_more
+    one = claude.models.retrieve("DEEPSEEK-chat")
+    assert (one.id, one.display_name, one.type, one.lifecycle) == ("deepseek-chat", "deepseek-chat", "model", "active")
+    assert one.max_input_tokens == gateway.core.max_context >= one.max_tokens > 0 and one.created_at.tzinfo is not None
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        claude.models.retrieve("none-of-these")
+    assert missing.value.body["error"]["type"] == "not_found_error"
+    for wrong in ({"limit": 0}, {"limit": 1001}, {"after_id": "none-of-these"}):
+        with pytest.raises(anthropic.BadRequestError, match=next(iter(wrong))):
+            claude.models.list(**wrong)
+
+
 def test_the_stop_sequence_is_told(claude):
     asked = {"model": "deepseek-chat", "max_tokens": 500, "messages": HI, "stop_sequences": ["never", "OP m", "STOP m"]}
     whole = claude.messages.create(**asked)

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 
 MODELS = ["deepseek-v3.2", "deepseek-reasoner"]
 
-# Anthropic's GET /v1/models is left out: that path answers in OpenAI's form
+# Anthropic's stand under /anthropic: GET /v1/models answers in OpenAI's form
 _OPERATIONS = {
     "openai_chat": {
         "/chat/completions": "post",
@@ -21,7 +21,12 @@ _OPERATIONS = {
         "/models": "get",
         "/models/{model}": "get",
     },
-    "anthropic": {"/v1/messages": "post", "/v1/messages/count_tokens": "post"},
+    "anthropic": {
+        "/v1/messages": "post",
+        "/v1/messages/count_tokens": "post",
+        "/v1/models": "get",
+        "/v1/models/{model_id}": "get",
+    },
 }
 # where a schema has a choice, what the gateway takes of it
 _SERVED_CHOICES = {

@@ -19,6 +19,9 @@ from tests.support.client_programs import clients_bin, run
 from tests.support.http_gateway import Served, gateway_thread
 from tests.support.scripted_talk import reply
 
+CLAUDE = "claude-sonnet-4-5"
+"""A name under which llm-comply tries thinking; under /anthropic any name will do."""
+
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
 
 
@@ -37,7 +40,7 @@ class Generated:
 def comply(url: str, form: str, model: str) -> dict[str, str]:
     """The state of each test of llm-comply in one form of API: passed, failed or skipped."""
     command = [clients_bin("suites") / "llm-comply", "--format", form, "--model", model, "--json"]
-    command += ["--base-url", f"{url}/v1", "--api-key", "none"]
+    command += ["--base-url", f"{url}/anthropic/v1" if model == CLAUDE else f"{url}/v1", "--api-key", "none"]
     if form == "anthropic":
         command += ["--auth-header", "x-api-key", "--no-bearer", "--header", "anthropic-version:2023-06-01"]
     found = json.loads(run(command, code=None))
@@ -53,7 +56,7 @@ def generated(served: Served, name: str, mode: str, examples: int, folder: Path,
     write_spec(name, spec, served=mode == "served")
     command = [clients_bin("suites") / "schemathesis", "run", spec, "--phases", "fuzzing", "--continue-on-failure"]
     command += ["--mode", "negative" if mode == "negative" else "positive"]
-    command += ["--url", f"{served.url}/v1" if name == "openai_chat" else served.url, "--no-color"]
+    command += ["--url", f"{served.url}{'/v1' if name == 'openai_chat' else '/anthropic'}", "--no-color"]
     command += ["--max-examples", str(examples), "--seed", str(seed), "--suppress-health-check", "all"]
     command += ["--checks", "not_a_server_error" if mode == "negative" else CHECKS, "--warnings", "off"]
     before = Counter(served.core.meters.requests)
@@ -76,7 +79,7 @@ def main() -> int:
         folder = Path(name)
         with gateway_thread(reply, folder) as served:
             for form in ("openai-chat", "open-responses", "anthropic"):
-                for model in ("deepseek-v3.2", "deepseek-reasoner"):
+                for model in ("deepseek-v3.2", "deepseek-reasoner", *((CLAUDE,) if form == "anthropic" else ())):
                     states = comply(served.url, form, model)
                     others = {test: state for test, state in states.items() if state != "passed"}
                     sys.stdout.write(f"llm-comply {form} {model}: {len(states)} tests, {others or 'all passed'}\n")
