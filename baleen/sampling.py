@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 
@@ -31,7 +32,8 @@ class SamplingParams:
 
     With a constraint, tokens that end the completion come where the constraint lets it end, and nowhere else; where
     nothing else may follow they come also before min_tokens and with ignore_eos. Penalties and bias weigh what the
-    constraint allows, and never lift what it forbids.
+    constraint allows, and never lift what it forbids. A budget has its text come whatever else is asked for, once the
+    constraint allows it.
     """
 
     max_tokens: int = 16
@@ -51,6 +53,7 @@ class SamplingParams:
     n: int = 1
     seed: int | None = None
     constraint: Constraint | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest with the field, the value and the limit."""

@@ -1,4 +1,4 @@
-"""Where requests with a constraint wait, beside the step loop, until their grammar is ready.
+"""Where requests with a constraint or a budget wait, beside the step loop, until their masks are ready.
 
 What comes later for such a request waits behind it; everything else passes by.
 """
@@ -13,12 +13,15 @@ from threading import Lock, Thread
 
 from baleen.errors import BaleenError, DrainingError, QueueFull
 from baleen.ids import RequestId
+from baleen.sampling import SamplingParams
 from baleen.telemetry import Log
 from baleen.text.grammars import Grammars, deep_stack
+from workers.engine.budget_mask import BudgetMask
 from workers.engine.grammar_mask import GrammarMask
 from workers.engine.inbox import Inbox
 from workers.engine.loop import refusal
 from workers.engine.messages import Abort, Command, Event, Submit
+from workers.engine.token_mask import TokenMask
 
 MOST_WAITING = 1024
 """Requests whose grammars are not ready; more are refused."""
@@ -39,12 +42,12 @@ class Anteroom:
         self._thread: Thread | None = None
 
     def open(self, grammars: Grammars | None) -> None:
-        """Begin to make grammars ready. None: the model has no tokenizer, and the step loop refuses constraints."""
+        """Begin to make masks ready. None: the model has no tokenizer, and the step loop refuses what needs masks."""
         self._grammars.set_result(grammars)
 
     def put(self, command: Command) -> bool:
         """Add a command; False if the loop has ended and will never see it."""
-        if isinstance(command, Submit) and command.sampling.constraint is not None:
+        if isinstance(command, Submit) and _needs_masks(command.sampling):
             with self._lock:
                 full = len(self._waiting) >= MOST_WAITING
                 if not full:
@@ -95,12 +98,11 @@ class Anteroom:
             self._refuse(submit, BaleenError(f"the constraint could not be prepared: {type(error).__name__}"))
         return None
 
-    def _masks(self, submit: Submit) -> tuple[GrammarMask, ...]:
+    def _masks(self, submit: Submit) -> tuple[TokenMask, ...]:
         grammars, sampling = self._grammars.result(), submit.sampling
         if grammars is None:
             return ()
-        assert sampling.constraint is not None
-        masks = tuple(GrammarMask(grammars.matcher(sampling.constraint), grammars, sampling) for _ in range(sampling.n))
+        masks = tuple(_mask(grammars, sampling) for _ in range(sampling.n))
         if submit.num_delivered:
             for token_id in submit.token_ids[-submit.num_delivered :]:
                 masks[0].accept(token_id)
@@ -109,3 +111,18 @@ class Anteroom:
     def _refuse(self, submit: Submit, error: BaleenError) -> None:
         self._log.info("request ended", request=submit.request_id, outcome="refused", error=type(error).__name__)
         self._emit(refusal(submit.request_id, error))
+
+
+def _needs_masks(sampling: SamplingParams) -> bool:
+    return sampling.constraint is not None or sampling.budget is not None
+
+
+def _mask(grammars: Grammars, sampling: SamplingParams) -> TokenMask:
+    """A mask at the beginning of a completion. Raises InvalidRequest that names the field."""
+    grammar = None
+    if sampling.constraint is not None:
+        grammar = GrammarMask(grammars.matcher(sampling.constraint), grammars, sampling)
+    if sampling.budget is None:
+        assert grammar is not None
+        return grammar
+    return BudgetMask(sampling.budget, grammars.tokenizer, grammar)

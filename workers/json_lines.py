@@ -9,6 +9,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
+from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.errors import BaleenError, InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
@@ -188,6 +189,7 @@ def _encode_sampling(sampling: SamplingParams) -> dict[str, Any]:
     body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
     body["stop_token_ids"] = sorted(sampling.stop_token_ids)
     body["constraint"] = None if sampling.constraint is None else _flat(sampling.constraint)
+    body["budget"] = None if sampling.budget is None else _flat(sampling.budget)
     return body
 
 
@@ -206,6 +208,8 @@ def _decode_sampling(raw: object) -> SamplingParams:
         read.refuse("ignore_eos", "true or false")
     if values.get("constraint") is not None:
         values["constraint"] = _decode_constraint(values["constraint"])
+    if values.get("budget") is not None:
+        values["budget"] = _decode_budget(values["budget"])
     return SamplingParams(**values)
 
 
@@ -220,3 +224,13 @@ def _decode_constraint(raw: object) -> Constraint:
         return Constraint(kind=kind, text=read.text("text", ""), after=read.text("after", ""), lenient=lenient)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), field="constraint") from error
+
+
+def _decode_budget(raw: object) -> Budget:
+    try:
+        read = Fields(raw, "budget")
+        read.only("tokens", "end")
+        # without a number of tokens it is refused
+        return Budget(tokens=read.integer("tokens", -1), end=read.text("end"))
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error), field="budget") from error

@@ -18,9 +18,10 @@ from baleen.text.tokenizer import Tokenizer
 class AnswerForm:
     """What an answer may be.
 
-    opened: None: it may call; else it must, and the prompt ends with the opening of that name. many: of one call or
-    more. otherwise: JSON that an answer without calls fits; None: it is free text, which may also precede the calls.
-    thinking: it begins inside its reasoning, which is free text.
+    opened: None: it may call; else it must, a tool of that name or, if it is empty, any. thinking: it begins inside its
+    reasoning, which is free text without calls; else where it must call, the prompt ends with the opening of that name.
+    many: of one call or more. otherwise: JSON that an answer without calls fits; None: it is free text, which may also
+    precede the calls.
     """
 
     tools: Sequence[ToolForm]
@@ -36,7 +37,7 @@ def answer_constraint(form: AnswerForm, writer: CallWriter, tokenizer: Tokenizer
     calls = writer.rules(form.tools, tokenizer, form.opened, form.many)
     lines = [calls.text, f"calls: {calls.start}\n"]
     if form.opened is not None:
-        body = "calls"
+        body = f"{spelled(writer.opening(form.opened), tokenizer)} calls" if form.thinking else "calls"
     elif form.otherwise is not None:
         lines.append(f"json: {json_rule(form.otherwise, lenient=form.lenient)}\n")
         body = f'(json | ("\\n\\n")? {spelled(writer.begin, tokenizer)} calls)'
@@ -45,7 +46,7 @@ def answer_constraint(form: AnswerForm, writer: CallWriter, tokenizer: Tokenizer
         lines += [terminal, free_text("FREE", mark_of(writer.begin, tokenizer))]
         body = f"(FREE | {until} calls)"
     if form.thinking:
-        terminal, until = text_until("THOUGHT", END_THINK, tokenizer)
+        terminal, until = text_until("THOUGHT", END_THINK, tokenizer, without=mark_of(writer.begin, tokenizer))
         lines.append(terminal)
         body = f"{until} {body}"
     return Constraint(kind="grammar", text=f"{HEAD}start: {body}\n{''.join(lines)}")

@@ -72,7 +72,7 @@ class Grammars:
 
         eos_token_ids: at least one.
         """
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
         self._vocabulary = _vocabulary(tokenizer, vocab_size, eos_token_ids[0])
         self._lock = Lock()
@@ -111,7 +111,7 @@ class Grammars:
         """The same grammar behind free text that ends with the first `tag`."""
         parts = json.loads(grammar)["grammars"]
         assert len(parts) == 1
-        terminal, free = text_until("FREE", tag, self._tokenizer)
+        terminal, free = text_until("FREE", tag, self.tokenizer)
         lark = f"start: {free} @body\n{terminal}"
         return json.dumps({"grammars": [{"lark_grammar": lark}, {**parts[0], "name": "body"}]})
 

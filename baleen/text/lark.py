@@ -66,13 +66,17 @@ def free_text(name: str, without: str) -> str:
     return f"{name}: /(?s:.*)/ & ~/(?s:.*){literal(without)}(?s:.*)/\n"
 
 
-def text_until(name: str, tag: str, tokenizer: Tokenizer, contents: Sequence[str] = ("(?s:.*)",)) -> tuple[str, str]:
+def text_until(
+    name: str, tag: str, tokenizer: Tokenizer, contents: Sequence[str] = ("(?s:.*)",), *, without: str = ""
+) -> tuple[str, str]:
     """A terminal `name`, and the expression with it: text that ends with the first `tag`, and that tag.
 
-    contents: regular expressions, escaped for Lark, each of which the text before the tag matches.
+    contents: regular expressions, escaped for Lark, each of which the text before the tag matches. without: what does
+    not occur in it.
     """
     head, token, tail = _cut(tag, tokenizer)
     content = " & ".join(f"/{pattern}{literal(head)}/" for pattern in contents)
+    content += f" & ~/(?s:.*){literal(without)}(?s:.*)/" if without else ""
     if token is None:
         return f"{name}: {content} & ~/(?s:.*){literal(tag)}(?s:.+)/\n", name
     terminal = f"{name}: {content} & ~/(?s:.*){literal(tokenizer.added_tokens[token])}(?s:.*)/\n"

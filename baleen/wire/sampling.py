@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast, get_args
 
+from baleen.budget import Budget
 from baleen.constraint import Constraint, ConstraintKind
 from baleen.errors import InvalidRequest
 from baleen.sampling import SamplingParams
@@ -40,6 +41,7 @@ def sampling_to_proto(sampling: SamplingParams) -> common_pb2.SamplingParams:
         stop_token_ids=sorted(sampling.stop_token_ids),
         stop=sampling.stop,
         constraint=None if sampling.constraint is None else _constraint_to_proto(sampling.constraint),
+        budget=None if sampling.budget is None else _budget_to_proto(sampling.budget),
     )
 
 
@@ -50,6 +52,8 @@ def sampling_from_proto(message: common_pb2.SamplingParams) -> SamplingParams:
         values["logit_bias"] = dict(message.logit_bias)
     if message.HasField("constraint"):
         values["constraint"] = _constraint_from_proto(message.constraint)
+    if message.HasField("budget"):
+        values["budget"] = Budget(tokens=message.budget.tokens, end=message.budget.end)
     return SamplingParams(**values, stop_token_ids=frozenset(message.stop_token_ids), stop=tuple(message.stop))
 
 
@@ -57,6 +61,10 @@ def _constraint_to_proto(constraint: Constraint) -> common_pb2.Constraint:
     return common_pb2.Constraint(
         kind=_KINDS[constraint.kind], text=constraint.text, after=constraint.after, lenient=constraint.lenient
     )
+
+
+def _budget_to_proto(budget: Budget) -> common_pb2.Budget:
+    return common_pb2.Budget(tokens=budget.tokens, end=budget.end)
 
 
 def _constraint_from_proto(message: common_pb2.Constraint) -> Constraint:

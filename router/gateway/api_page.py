@@ -65,12 +65,13 @@ have at most {MAX_HEAD_BYTES // 1024} KiB, and there are at most {MAX_HEADERS} h
 
 With `response_format`, `structured_outputs`, `guided_*`, `regex` or `ebnf` an answer cannot but keep to the form, token
 by token, and with `tool_choice` `required` or a function it calls, with arguments that fit the schema. With `auto` the
-tools with `strict` get such arguments, after free text or none. While the model thinks it is free. Of a `json_schema`
-without `strict`, keywords that cannot be enforced are passed over; all else is refused with 400: schemas, expressions
-and grammars of more than {MAX_CHARS:,} characters, schemas of more than {SCHEMA_DEPTH} levels, keywords that are not
-known (`not`, `if`, `contains`, `uniqueItems`, `propertyNames`, `dependentRequired`), look-around and references back.
-Objects have their properties in the order of the schema. Arguments of a call are an object of `properties`, without
-others unless `additionalProperties` says so, then one.
+tools with `strict` get such arguments, after free text or none. While the model thinks it is free, and what it must
+write, a call too, comes after `</think>`. Of a `json_schema` without `strict`, keywords that cannot be enforced are
+passed over; all else is refused with 400: schemas, expressions and grammars of more than {MAX_CHARS:,} characters,
+schemas of more than {SCHEMA_DEPTH} levels, keywords that are not known (`not`, `if`, `contains`, `uniqueItems`,
+`propertyNames`, `dependentRequired`), look-around and references back. Objects have their properties in the order of
+the schema. Arguments of a call are an object of `properties`, without others unless `additionalProperties` says so,
+then one at most: a grammar cannot forbid that a name comes twice, and such a call would be none.
 
 `stop` and `max_tokens` end an answer wherever it is, which is then not complete (`finish_reason` `length` at
 `max_tokens`). An answer that must end does so before `min_tokens` and with `ignore_eos` too. `logit_bias` and
@@ -82,6 +83,9 @@ expression or a grammar beside tools that may be called.
 The served name and these are one model, in whatever case: {_names(ALIASES)}.
 It thinks by default under {_names(name for name, thinks in ALIASES.items() if thinks)}. Before the name,
 `thinking`, `chat_template_kwargs` and `reasoning_effort` decide, in this order.
+
+After `thinking_token_budget` tokens of an answer, or Anthropic's `thinking.budget_tokens`, it thinks no longer: what
+comes next is `</think>`, once a character that was begun is whole, and then the answer. The tag counts as reasoning.
 
 ## Errors
 
@@ -128,7 +132,8 @@ the events after that one, and the rest as it comes; nothing is generated or cha
 
 ## Other paths
 
-GET `/v1/models`, `/v1/models/NAME`, `/tokenizer_info`, `/health`, `/ping`, `/ready`, `/version`, `/metrics`;
+GET `/v1/models`, `/v1/models/NAME`, and in Anthropic's form `/anthropic/v1/models`, `/anthropic/v1/models/NAME`, the
+list with `limit`, `after_id` and `before_id`; `/tokenizer_info`, `/health`, `/ping`, `/ready`, `/version`, `/metrics`;
 `/v1/usage`, `/user/balance`, `/v1/prices`, `/v1/requests/ID`, `/v1/cluster` (docs/accounts.md); the pages `/` and
 `/status`.
 """

@@ -2,27 +2,26 @@
 
 import pytest
 
-from tests.support.conformance import comply, generated
+from tests.support.conformance import CLAUDE, comply, generated
 from tests.support.http_gateway import gateway_thread
 from tests.support.scripted_talk import reply
 
 pytestmark = pytest.mark.slow
 
 IMAGE = "the model reads text only"
-CHOICE = "while it thinks, a call cannot be forced"
 REASONING = "the suite knows OpenAI's event response.reasoning_text.delta by another name"
 SKIPPED = "the suite tries reasoning under other models' names only"
 LACKING = {
     ("openai-chat", "deepseek-v3.2"): {"chat-image-input": IMAGE, "chat-reasoning-summary": SKIPPED},
-    ("openai-chat", "deepseek-reasoner"): {"chat-image-input": IMAGE, "chat-tool-calling": CHOICE},
+    ("openai-chat", "deepseek-reasoner"): {"chat-image-input": IMAGE},
     ("open-responses", "deepseek-v3.2"): {"image-input": IMAGE, "reasoning-summary": SKIPPED},
     ("open-responses", "deepseek-reasoner"): {
         "image-input": IMAGE,
-        "tool-calling": CHOICE,
         "streaming-response": REASONING,
         "streaming-usage": REASONING,
     },
     ("anthropic", "deepseek-v3.2"): {"anth-image-input": IMAGE, "anth-thinking-display": SKIPPED},
+    ("anthropic", CLAUDE): {"anth-image-input": IMAGE},
 }
 """What does not pass, and why: docs/conformance.md."""
 

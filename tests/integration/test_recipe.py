@@ -42,7 +42,6 @@ SAME_WORDS = [
     {"messages": HI, "tools": [TOOL, TOOL]},
     {"messages": HI, "tools": [named("a b")]},
     {"messages": HI, "tools": [TOOL], "tool_choice": NAMED},
-    {"messages": HI, "tools": [TOOL], "tool_choice": "required", **THINKING},
     {"messages": ASKED},
     {"messages": [*ASKED, *HI]},
     {"messages": [{"role": "assistant", "content": "x", "prefix": True}, *HI]},
@@ -84,6 +83,7 @@ ONLY_HERE = [
 ]
 ONLY_THERE = [
     {"messages": HI, "n": 2},
+    {"messages": HI, "tools": [TOOL], "tool_choice": "required", **THINKING},
     {"messages": [{"role": "developer", "content": "x"}, *HI]},
 ]
 BODIES = [*TAKEN, *SAME_WORDS, *REFUSED, *ONLY_HERE, *ONLY_THERE]

@@ -35,6 +35,11 @@ class GrammarMask:
         self._num_tokens = 0
 
     @property
+    def binds(self) -> bool:
+        """See TokenMask."""
+        return True
+
+    @property
     def problem(self) -> str:
         """See TokenMask."""
         return self.matcher.get_error().split("\n")[0][:200]

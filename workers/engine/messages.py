@@ -20,7 +20,7 @@ class Submit:
     num_delivered: tokens at the end of `token_ids` that are output already, of a request that moved here; with n above
     1 each completion moves alone, with n 1 here and its own seed (`baleen.seeds`). ticket: of the reservation whose
     blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty. token_masks: one of the constraint
-    for each completion, past the delivered tokens.
+    and the budget for each completion, past the delivered tokens.
     """
 
     request_id: RequestId

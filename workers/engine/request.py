@@ -140,7 +140,7 @@ class Request:
         """Add a sampled token and say whether it is the last one, and why.
 
         A stop token belongs to the output. One that comes before min_tokens, which a sampler only produces where a
-        token mask lets it, does not stop without a mask. max_context: most tokens of prompt and output.
+        token mask lets it, does not stop without a constraint. max_context: most tokens of prompt and output.
         """
         self._require(RequestState.RUNNING, "append")
         assert self.num_computed == len(self.token_ids), "a token can only be sampled once all before it are computed"
@@ -149,7 +149,9 @@ class Request:
             self.token_mask.accept(token_id)
         num_tokens = len(self.token_ids)
         num_output = num_tokens - self.num_prompt
-        if token_id in self.stop_ids and (self.token_mask is not None or num_output > self.sampling.min_tokens):
+        if token_id in self.stop_ids and (
+            self.sampling.constraint is not None or num_output > self.sampling.min_tokens
+        ):
             return FinishReason.STOP
         if num_output >= self.sampling.max_tokens or num_tokens >= max_context:
             return FinishReason.LENGTH

@@ -76,16 +76,19 @@ class Row:
             self.counts = TokenCounts(prompt, output_start=request.num_prompt)
 
     def forbids_stop(self) -> bool:
-        """Whether the tokens that end the request may not come yet; with a token mask that is the mask's matter."""
+        """Whether the tokens that end the request may not come yet; where a token mask binds, that is its matter."""
         request = self.request
-        if request.token_mask is not None:
+        if self.is_masked():
             return False
         return len(request.token_ids) - request.num_prompt < request.sampling.min_tokens and bool(self.stop_ids)
 
     def adjusts(self) -> bool:
         """Whether this step's logits change before the choice."""
-        special = self.counts is not None or self.bias is not None or self.request.token_mask is not None
-        return special or self.forbids_stop()
+        return self.counts is not None or self.bias is not None or self.is_masked() or self.forbids_stop()
+
+    def is_masked(self) -> bool:
+        """Whether a token mask forbids something in this step."""
+        return self.request.token_mask is not None and self.request.token_mask.binds
 
 
 class Sampler:
@@ -192,10 +195,12 @@ def fill_masks(rows: list[Row], bitmasks: Bitmasks) -> npt.NDArray[np.int32] | N
     masked: list[Row] = []
     masks: list[TokenMask] = []
     for row in rows:
-        if row.request.token_mask is not None:
+        row.masked = -1
+        mask = row.request.token_mask
+        if mask is not None and mask.binds:
             row.masked = len(masks)
             masked.append(row)
-            masks.append(row.request.token_mask)
+            masks.append(mask)
     if not masks:
         return None
     bitmask_MW = bitmasks.fill(masks)

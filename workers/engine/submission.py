@@ -36,20 +36,22 @@ def expand_submission(
     Without a seed in `sampling` a random one is drawn. Without `prefix_cache` the salt is made unique, so that only
     these requests share blocks with each other. token_masks: one for each completion, past the delivered tokens.
     Raises InvalidRequest for a prompt, stop token or biased token outside the vocabulary, for delivered tokens that
-    leave nothing to continue, and for a constraint without masks, which nobody could keep to.
+    leave nothing to continue, and for a constraint or a budget without masks, which nobody could keep to.
     """
     assert len(token_masks) in (0, sampling.n)
     token_ids = _checked_prompt(prompt_ids, vocab_size)
-    if sampling.constraint is not None and not token_masks:
-        raise InvalidRequest("constraint needs a tokenizer, the model of this rank has none", field="constraint")
+    is_constrained = sampling.constraint is not None
+    if (is_constrained or sampling.budget is not None) and not token_masks:
+        field = "constraint" if is_constrained else "budget"
+        raise InvalidRequest(f"{field} needs a tokenizer, the model of this rank has none", field=field)
     _require_known("stop_token_ids", sampling.stop_token_ids, vocab_size)
     _require_known("logit_bias", sampling.logit_bias, vocab_size)
     seed = sampling.seed if sampling.seed is not None else secrets.randbelow(MAX_SEED + 1)
     stop_ids = sampling.stop_token_ids
-    if not sampling.ignore_eos or token_masks:
-        # a mask lets the model's own end come only where it is one
+    if not sampling.ignore_eos or is_constrained:
+        # a constraint lets the model's own end come only where it is one
         stop_ids = stop_ids.union(eos_token_ids)
-    _require_continuable(token_ids, num_delivered, sampling, stop_ids, is_masked=bool(token_masks))
+    _require_continuable(token_ids, num_delivered, sampling, stop_ids)
     if not prefix_cache:
         salt = secrets.token_bytes(16)
     return [
@@ -113,7 +115,7 @@ def _checked_prompt(prompt_ids: Sequence[int], vocab_size: int) -> list[int]:
 
 
 def _require_continuable(
-    token_ids: list[int], num_delivered: int, sampling: SamplingParams, stop_ids: frozenset[int], *, is_masked: bool
+    token_ids: list[int], num_delivered: int, sampling: SamplingParams, stop_ids: frozenset[int]
 ) -> None:
     """Raise InvalidRequest unless the completion, with `num_delivered` tokens of output, has not ended yet."""
     if not num_delivered:
@@ -124,7 +126,7 @@ def _require_continuable(
         )
     if sampling.n != 1:
         raise InvalidRequest(f"n is {sampling.n}, each completion is continued alone", field="num_delivered")
-    ended = token_ids[-1] in stop_ids and (is_masked or num_delivered > sampling.min_tokens)
+    ended = token_ids[-1] in stop_ids and (sampling.constraint is not None or num_delivered > sampling.min_tokens)
     if ended or num_delivered >= sampling.max_tokens:
         raise InvalidRequest(
             f"{num_delivered} delivered tokens of at most {sampling.max_tokens}, "

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 class TokenMask(Protocol):
     """Allowed next tokens of one completion. It sees every committed token once, in order.
 
-    It alone says where the completion may end: tokens that end it are allowed there and nowhere else.
+    That of a constraint alone says where the completion may end: tokens that end it are allowed there and nowhere else.
     """
+
+    @property
+    def binds(self) -> bool:
+        """Whether anything is forbidden next; while not, nobody asks for the allowed tokens."""
+        ...
 
     def fill(self, bitmask: npt.NDArray[np.int32]) -> None:
         """Write the allowed tokens into `bitmask`, [ceil(vocab_size / 32)] int32: bit t % 32 of word t // 32 is 1.

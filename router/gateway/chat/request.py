@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from baleen.budget import MAX_TOKENS, Budget
 from baleen.constraint import Constraint
 from baleen.errors import ContextExceeded, InvalidRequest
 from baleen.sampling import MAX_SEED, SamplingParams
@@ -55,6 +56,7 @@ FIELDS = (
     Field(name="tool_choice", kind="string or object", longest=64, effect="none, auto, required, or which function."),
     Field(name="parallel_tool_calls", kind="boolean", effect="False: at most one call."),
     Field(name="thinking", kind="object", longest=8, effect="type: enabled or disabled."),
+    Field(name="thinking_token_budget", kind="integer", low=0, high=MAX_TOKENS, effect="Most tokens of thinking."),
     Field(name="chat_template_kwargs", kind="object", longest=16, effect="thinking or enable_thinking."),
     Field(
         name="reasoning_effort",
@@ -92,7 +94,7 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
         raise InvalidRequest("modalities may only be text: the model writes nothing else", field="modalities")
     thinking = _thinks(given, default=model.thinks)
     messages = read_messages(given["messages"], thinking=thinking, missing=limits.missing_reasoning)
-    tools = read_tools(given, thinking=thinking)
+    tools = read_tools(given)
     form = _read_form(given, body)
     continues = bool(given["messages"][-1].get("prefix") or given.get("continue_final_message"))
     if form is not None and continues and tools.forced is None:
@@ -105,13 +107,17 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
         response_format=_shown_format(given),
         continue_last=continues,
     )
-    opening = "" if tools.forced is None else engine.format.calls.opening(tools.forced)
+    # what it thinks comes first, and then the grammar has it open the call
+    opening = "" if tools.forced is None or prompt.thinking else engine.format.calls.opening(tools.forced)
     constraint = await _constraint(form, tools, prompt, engine)
     token_ids = await engine.encode(prompt.text + opening)
+    sampling = read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids), constraint)
+    if prompt.thinking and "thinking_token_budget" in given:
+        sampling = replace(sampling, budget=Budget(tokens=given["thinking_token_budget"], end=END_THINK))
     return Ask(
         model=given["model"],
         prompt=token_ids,
-        sampling=read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids), constraint),
+        sampling=sampling,
         thinking=prompt.thinking,
         tools=bool(tools.offered),
         one_call=tools.one_call,

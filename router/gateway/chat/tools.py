@@ -50,7 +50,7 @@ class ToolUse:
         ]
 
 
-def read_tools(given: Json, *, thinking: bool) -> ToolUse:
+def read_tools(given: Json) -> ToolUse:
     """The tools of a checked body. Raises InvalidRequest that names the field."""
     offered = tuple(_function(tool, f"tools[{place}]") for place, tool in enumerate(given.get("tools", ())))
     names = {str(function["name"]) for function in offered}
@@ -78,8 +78,6 @@ def read_tools(given: Json, *, thinking: bool) -> ToolUse:
             raise InvalidRequest(f"Invalid value for 'tool_call': {problem}", field="tool_choice")
     if not offered:
         raise InvalidRequest("tool_choice is required, but there are no tools", field="tool_choice")
-    if thinking:
-        raise InvalidRequest("Thinking mode does not support this tool_choice", field="tool_choice")
     return ToolUse(offered, name or (next(iter(names)) if len(names) == 1 else ""), strict, one_call or bool(name))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from baleen.budget import MAX_TOKENS
 from baleen.errors import InvalidRequest
 from router.gateway.fields import MAX_ITEMS, MAX_TEXT, Field, check
 from router.gateway.messages.blocks import to_messages
@@ -17,7 +18,7 @@ COUNTED_FIELDS = (
     Field(name="system", kind="string or array", longest=MAX_TEXT, effect="System text, or its blocks."),
     Field(name="tools", kind="array", longest=128, effect="Tools that the model may call."),
     Field(name="tool_choice", kind="object", longest=8, effect="auto, any, none, or which tool."),
-    Field(name="thinking", kind="object", longest=8, effect="enabled, adaptive or disabled."),
+    Field(name="thinking", kind="object", longest=8, effect="enabled, adaptive or disabled; budget_tokens end it."),
     Field(name="output_config", kind="object", longest=8, effect="effort, and a format of type json_schema."),
 )
 """Fields of POST /v1/messages/count_tokens; others are ignored."""
@@ -43,6 +44,9 @@ _TOOL = (
     Field(name="type", kind="string", choices=("custom",), effect="Tools that the client runs."),
     Field(name="strict", kind="boolean", effect="The input keeps to the schema."),
 )
+_BUDGET = (
+    Field(name="budget_tokens", kind="integer", low=1, high=MAX_TOKENS, effect="Tokens after which thinking ends."),
+)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = {"enabled": "enabled", "adaptive": "enabled", "disabled": "disabled"}
 _SAME = ("model", "temperature", "top_p", "top_k", "stream", "max_tokens")
@@ -62,6 +66,9 @@ def to_chat(body: Mapping[str, Any], fields: Sequence[Field] = FIELDS) -> Json:
     if "thinking" in given:
         kind = _one_of(given["thinking"].get("type"), _THINKING, "thinking.type")
         chat["thinking"] = {"type": kind}
+        budget = check(given["thinking"], _BUDGET, "thinking").get("budget_tokens")
+        if budget is not None:
+            chat["thinking_token_budget"] = budget
     user = given.get("metadata", {}).get("user_id")
     if user is not None:
         chat["user_id"] = user

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
@@ -66,6 +67,15 @@ def test_delivered_tokens_are_taken_here():
     room.room.put(submit("r", token_ids=(5, *TINY.encode("ab")), num_delivered=2))
     (command,) = room.take(1)
     assert allowed(command.token_masks[0], VOCAB) == TINY.encode("c")
+
+
+def test_a_budget_has_a_mask_too_around_that_of_a_constraint():
+    room, budget = Room(), Budget(tokens=2, end="c")
+    room.room.put(submit("alone", None, token_ids=(5, *TINY.encode("xy")), num_delivered=2, budget=budget))
+    room.room.put(submit("both", token_ids=(5, *TINY.encode("a")), num_delivered=1, budget=budget))
+    alone, both = room.take(2)
+    assert allowed(alone.token_masks[0], VOCAB) == TINY.encode("c")
+    assert allowed(both.token_masks[0], VOCAB) == TINY.encode("b")
 
 
 def test_what_needs_no_grammar_passes_by_and_an_abort_waits_behind_its_request():

@@ -4,6 +4,8 @@ import json
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baleen.errors import InvalidRequest
 from baleen.text.answer_grammar import AnswerForm, answer_constraint
@@ -179,6 +181,80 @@ def test_thinking_is_free_and_the_answer_is_not(name, real):
         assert accepts(free, f"hm</think>So: {calls}", tokenizer, grammars)
         assert accepts(free, "hm</think>text", tokenizer, grammars)
         assert not accepts(free, "hm", tokenizer, grammars)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_that_must_come_comes_once_it_has_thought(name, real):
+    opening = FORMATS[name].calls.opening
+    for tokenizer, grammars in ((TINY, GRAMMARS), (real_tokenizer(), real)):
+        for opened, calls in (("weather", CALLS[:1]), ("", CALLS)):
+            form = constraint_of(name, tokenizer, opened=opened, thinking=True)
+            text = f"hm {{</think>{written(name, calls)}"
+            assert opening(opened) in text and accepts(form, text, tokenizer, grammars)
+            message = parsed(name, text, thinking=True)
+            assert (message.reasoning, message.content, list(message.tool_calls)) == ("hm {", "", calls)
+            for wrong in (f"hm{written(name, calls)}", "hm</think>text", f"hm</think>so{written(name, calls)}"):
+                assert not accepts(form, wrong, tokenizer, grammars), wrong
+            # nor in other tokens than those that mark a call
+            assert not accepts_letters(form, f"hm{opening(opened)}", tokenizer, grammars)
+        assert not accepts(constraint_of(name, tokenizer, opened="note", thinking=True), text, tokenizer, grammars)
+
+
+def letters_of(text, tokenizer):
+    """Tokens of a text without any that marks something."""
+    return [token for char in text for token in tokenizer.encode(char)]
+
+
+def accepts_letters(constraint, text, tokenizer, grammars):
+    ids = letters_of(text, tokenizer)
+    return grammars.matcher(constraint).try_consume_tokens(ids) == len(ids)
+
+
+TAGS = (
+    *('<｜DSML｜parameter name="a" string="false">', "</｜DSML｜parameter>", "</｜DSML｜invoke>"),
+    *("</｜DSML｜function_calls>", CALL_BEGIN, CALL_END, CALLS_END, "</think>"),
+    *("\n", '"', "\\", "x", "</", "<｜"),
+)
+LETTERS = ToolForm("f", {"type": "object", "properties": {"a": {}, "b": {"type": "array"}}, "required": ["a"]})
+texts_with_tags = st.lists(st.sampled_from(TAGS), max_size=4).map("".join)
+any_values = st.recursive(texts_with_tags | st.integers() | st.none(), lambda inner: st.lists(inner, max_size=2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("vocabulary", ["tiny", "real"])
+def test_whatever_a_grammar_lets_a_string_hold_is_read_as_it_was_written(name, vocabulary, real):
+    tokenizer, grammars = (TINY, GRAMMARS) if vocabulary == "tiny" else (real_tokenizer(), real)
+    forms = [constraint_of(name, tokenizer, tools=[tool], opened="f") for tool in (LETTERS, ToolForm("f", None))]
+    opening, seen = FORMATS[name].calls.opening("f"), set()
+
+    @settings(max_examples=60, deadline=None)
+    @given(any_values, st.lists(any_values, min_size=1, max_size=2))
+    def check_one(first, second):
+        arguments = json.dumps({"a": first, "b": second}, ensure_ascii=False)
+        block = written(name, [ToolCall("f", arguments)]).removeprefix(opening)
+        ids = marked(block, [first, second], name, tokenizer)
+        for form in forms:
+            matcher = grammars.matcher(form)
+            if matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting():
+                (call,) = parsed(name, opening + block).tool_calls
+                assert json.loads(call.arguments) == {"a": first, "b": second}
+                seen.add(any(tag in arguments for tag in ("</｜DSML｜parameter>", CALL_END)))
+
+    check_one()
+    assert seen == {True, False}
+
+
+def marked(block, values, name, tokenizer):
+    """Tokens of a block, with those that mark its parts, but none inside its values."""
+    pieces, ids = [block], []
+    for value in values:
+        text = json.dumps(value, ensure_ascii=False)
+        shown = value if isinstance(value, str) and name == "deepseek-v3.2" else text
+        head, _, tail = pieces.pop().partition(f">{shown}<" if name == "deepseek-v3.2" else f": {shown}")
+        edge = (">", "<") if name == "deepseek-v3.2" else (": ", "")
+        ids += tokenizer.encode(head + edge[0]) + letters_of(shown, tokenizer)
+        pieces.append(edge[1] + tail)
+    return ids + tokenizer.encode(pieces[0])
 
 
 @pytest.mark.parametrize(

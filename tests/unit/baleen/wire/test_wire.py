@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baleen.budget import Budget
+from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
 from baleen.reports import FinishReason, Load, RankInfo, RequestOutput, SampledToken
@@ -46,6 +48,9 @@ samplings = st.builds(
     logprobs=st.none() | st.integers(0, 20),
     n=st.integers(1, 128),
     seed=st.none() | st.integers(0, 2**63 - 1),
+    constraint=st.none()
+    | st.builds(Constraint, kind=st.just("regex"), text=texts.filter(bool), after=texts, lenient=st.booleans()),
+    budget=st.none() | st.builds(Budget, tokens=tokens, end=st.text("<a>é", min_size=1, max_size=64)),
 )
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from baleen.budget import Budget
 from baleen.errors import InvalidRequest
 from baleen.text.chat_format import FORMATS
 from baleen.text.tokenizer import Tokenizer
@@ -80,6 +81,23 @@ def test_a_tool_that_must_be_called_opens_the_answer():
     assert "strict" not in prompt(tools=[TOOL])
 
 
+def test_a_tool_that_must_be_called_is_opened_by_the_grammar_once_it_has_thought():
+    thinks = {"model": "deepseek-reasoner", "tools": [TOOL]}
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        asked = ask(**thinks, tool_choice=choice)
+        assert TOKENIZER.decode(asked.prompt).endswith("<think>") and (asked.thinking, asked.opening) == (True, "")
+        assert asked.one_call is (choice != "required")
+        assert "invoke name" in asked.sampling.constraint.text and "THOUGHT" in asked.sampling.constraint.text
+
+
+def test_a_budget_ends_the_thinking_where_there_is_any():
+    spent = Budget(tokens=7, end="</think>")
+    assert ask(model="deepseek-reasoner", thinking_token_budget=7).sampling.budget == spent
+    assert ask(thinking_token_budget=7).sampling.budget is None
+    ended = {"role": "assistant", "content": "So", "reasoning_content": "why", "prefix": True}
+    assert ask(model="deepseek-reasoner", messages=[USER, ended], thinking_token_budget=7).sampling.budget is None
+
+
 def test_a_prefix_is_gone_on_with():
     last = {"role": "assistant", "content": "So", "prefix": True}
     assert prompt(messages=[USER, last]).endswith("</think>So")
@@ -126,11 +144,7 @@ def test_a_prefix_is_gone_on_with():
             "tool_choice",
             "no function named 'g' was specified in the 'tools' parameter.",
         ),
-        (
-            {"tools": [TOOL], "tool_choice": "required", "model": "deepseek-reasoner"},
-            "tool_choice",
-            "Thinking mode does not support this tool_choice",
-        ),
+        ({"thinking_token_budget": -1}, "thinking_token_budget", "at least 0"),
         ({"thinking": {"type": "on"}}, "thinking.type", "enabled or disabled"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token id"),
     ],

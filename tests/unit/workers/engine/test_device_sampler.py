@@ -16,6 +16,8 @@ VOCAB = 70
 class Mask:
     """Allows every third token."""
 
+    binds = True
+
     def fill(self, bitmask):
         for token in range(0, VOCAB, 3):
             bitmask[token // 32] |= np.int32(np.uint32(1 << token % 32).view(np.int32))

@@ -63,6 +63,7 @@ class Everything:
     """A mask that is no grammar."""
 
     problem = ""
+    binds = True
 
     def fill(self, bitmask):
         assert not bitmask.any()

@@ -35,6 +35,7 @@ class Allow:
         raise AssertionError("the scheduler's business")
 
     problem = ""
+    binds = True
 
 
 def request(name="r", *, prompt=(3, 4, 3), output=(), seed=0, index=0, mask=None, stop_ids=(EOS,), **sampling):
@@ -256,6 +257,15 @@ def test_each_row_waits_for_its_own_min_tokens(temperature):
 def test_the_smallest_temperature_draws_among_the_largest():
     drawn = {one(line(t7=3, t8=2.999, t9=3), request(temperature=5e-324, seed=seed)) for seed in range(20)}
     assert drawn == {7, 9}
+
+
+def test_a_mask_that_does_not_bind_is_as_none():
+    mask, made = Allow(2), request(temperature=0.0, min_tokens=2, stop_ids=(7,))
+    sampler, logits = Sampler(VOCAB), line(t7=90, t5=80)[None]
+    made.token_mask = mask
+    assert sampler.sample(logits, [made])[0].token_id == 2
+    mask.binds = False
+    assert sampler.sample(logits, [made])[0].token_id == 5
 
 
 def test_a_mask_outweighs_any_bias():

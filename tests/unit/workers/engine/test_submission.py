@@ -61,8 +61,9 @@ def test_every_completion_has_its_own_token_mask() -> None:
     assert [request.token_mask for request in requests] == masks
 
 
-def test_with_a_mask_the_models_end_always_stops() -> None:
-    sampling = SamplingParams(stop_token_ids=frozenset({4}), ignore_eos=True)
+def test_with_a_constraint_the_models_end_always_stops() -> None:
+    constraint = Constraint(kind="regex", text="a")
+    sampling = SamplingParams(stop_token_ids=frozenset({4}), ignore_eos=True, constraint=constraint)
     masks: Any = [object()]
     assert expand(sampling=sampling, token_masks=masks)[0].stop_ids == {0, 4}
 

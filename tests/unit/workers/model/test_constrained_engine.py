@@ -6,6 +6,7 @@ import re
 import jsonschema
 import pytest
 
+from baleen.budget import Budget
 from baleen.clock import SystemClock
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
 from baleen.constraint import Constraint
@@ -17,6 +18,7 @@ from tests.support.tiny_checkpoint import make_tiny
 from tests.unit.workers.model.conftest import load_whole
 from workers.cache.blocks import BlockCache
 from workers.engine.batch import FinishReason
+from workers.engine.budget_mask import BudgetMask
 from workers.engine.grammar_mask import GrammarMask
 from workers.engine.scheduler import Scheduler
 from workers.engine.submission import expand_submission
@@ -68,8 +70,11 @@ class Engine:
         masks = []
         if constraint is not None:
             masks = [GrammarMask(self.grammars.matcher(constraint), self.grammars, params) for _ in range(params.n)]
-            for token in delivered:
-                masks[0].accept(token)
+        if params.budget is not None:
+            others = masks or [None] * params.n
+            masks = [BudgetMask(params.budget, self.tokenizer, other) for other in others]
+        for token in delivered if masks else ():
+            masks[0].accept(token)
         spec = self.weights.spec
         requests = expand_submission(
             RequestId(name),
@@ -198,6 +203,31 @@ def test_thinking_is_free_and_the_answer_keeps_to_its_form(model):
     engine.run()
     require_kept(JSON, engine.text("r"))
     assert engine.ends["thinks", 0][0] is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("constraint", [None, Constraint(kind="json_schema", text=JSON.text, after="</think>")])
+def test_thinking_ends_with_its_budget_alone_or_moved(model, constraint):
+    asked = {"budget": Budget(tokens=9, end="</think>"), "logit_bias": {3 + ord("<"): -100.0}, "max_tokens": 120}
+    engine = Engine(model)
+    engine.submit("r", constraint, **asked)
+    whole = engine.run().tokens["r", 0]
+    end = len(engine.tokenizer.encode("</think>"))
+    thought, tag, rest = engine.tokenizer.decode(whole).partition("</think>")
+    # a character may have to be finished
+    assert tag and 9 <= whole.index(engine.tokenizer.encode(tag)[0]) <= 12 and len(thought.encode()) <= 20
+    if constraint is not None:
+        require_kept(JSON, rest.removesuffix("<｜end▁of▁sentence｜>"))
+    for place in (4, 9, 10, 9 + end, 15):
+        moved = Engine(model)
+        moved.submit("r", constraint, delivered=whole[:place], **asked)
+        assert whole[:place] + moved.run().tokens["r", 0] == whole
+
+
+def test_a_budget_that_is_not_spent_changes_nothing(model):
+    engine, other = Engine(model), Engine(model)
+    engine.submit("r", None, max_tokens=20, budget=Budget(tokens=20, end="</think>"))
+    other.submit("r", None, max_tokens=20)
+    assert engine.run().tokens == other.run().tokens
 
 
 def test_a_wall_ends_one_request_and_says_so(model):

@@ -21,6 +21,7 @@ class Bans:
     """A token mask that allows nothing."""
 
     problem = "the grammar ends in a wall"
+    binds = True
 
     def fill(self, bitmask):
         bitmask[:] = 0
