@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kernels.cache.reference import QueryLatent
     from kernels.moe.order import RowGroups
     from kernels.norm.rms import Normed
+    from kernels.quant.scaled import Scaled
 
 Implementation = Literal["torch", "triton"]
 
@@ -45,6 +46,10 @@ class Operations:
     order_pairs: Callable[..., RowGroups]  # moe
     single_group: Callable[..., RowGroups]  # moe
     contiguous_groups: Callable[..., RowGroups]  # moe
+    pack_for_ranks: Callable[..., torch.Tensor]  # moe
+    unpack_rows: Callable[..., tuple[Scaled, torch.Tensor, torch.Tensor]]  # moe
+    rank_answers: Callable[..., torch.Tensor]  # moe
+    sum_parts: Callable[..., torch.Tensor]  # moe
     expert_mlps: Callable[..., torch.Tensor]  # moe
     combine_pairs: Callable[..., torch.Tensor]  # moe
 
@@ -60,10 +65,12 @@ def triton_operations() -> Operations:
     from kernels.dsa.attend import attend_paged, attend_selected
     from kernels.dsa.logits import index_logits_decode, index_logits_prefill
     from kernels.dsa.topk import topk
-    from kernels.moe.combine import combine_pairs
+    from kernels.moe.combine import combine_pairs, sum_parts
     from kernels.moe.experts import expert_mlps
     from kernels.moe.gate import gate
     from kernels.moe.order import contiguous_groups, order_pairs, single_group
+    from kernels.moe.pack import pack_for_ranks, unpack_rows
+    from kernels.moe.rank import rank_answers
     from kernels.norm.rms import rms_norm
     from kernels.quant.absorb import absorb_queries, expand_values
     from kernels.quant.activations import quantise_activations
@@ -86,6 +93,10 @@ def triton_operations() -> Operations:
         order_pairs=order_pairs,
         single_group=single_group,
         contiguous_groups=contiguous_groups,
+        pack_for_ranks=pack_for_ranks,
+        unpack_rows=unpack_rows,
+        rank_answers=rank_answers,
+        sum_parts=sum_parts,
         expert_mlps=expert_mlps,
         combine_pairs=combine_pairs,
     )

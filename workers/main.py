@@ -185,6 +185,7 @@ class RankProcess:
             announcer.close()
         if tracing is not None:
             tracing.close()
+        engine.close()
         group.close()
         self._log.info("drained", reason=reason)
         return reason

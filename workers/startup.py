@@ -83,6 +83,10 @@ class Engine:
     moves: Moves
     grammars: Grammars | None
 
+    def close(self) -> None:
+        """Let go of what must not outlive the group."""
+        self.runner.close()
+
 
 def choose_place(config: RankConfig, log: Log) -> Place:
     """Decide what this rank computes with, and where, and say so in the log. Raises ConfigError."""
@@ -141,6 +145,8 @@ def load(
     group.report("warm up")
     with timeline.part("warm up"):
         runner.warm_up()
+    if not isinstance(runner, Runner):
+        _log_steps(runner, group, log)
     group.await_all("warm", READY_TIMEOUT_S)
     moves = Moves(
         blocks,
@@ -174,6 +180,17 @@ def _load_weights(
             log.info("memory", plan=plan.text())
             plan.require_fit()
         return load_device_weights(checkpoint, **share, device=place.device, progress=group.rank == 0)
+
+
+def _log_steps(runner: DeviceRunner, group: Group, log: Log) -> None:
+    """Say once what the steps of a device are made of, since none of it changes later."""
+    alone = group.world_size == 1
+    log.info(
+        "steps",
+        decode_exchange="none" if alone else "records",
+        prompt_exchange="none" if alone else "counted rows",
+        graphs=runner.num_graphs,
+    )
 
 
 def _make_runner(weights: Weights | DeviceWeights, config: RankConfig, group: Group) -> Runner | DeviceRunner:

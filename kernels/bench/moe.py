@@ -224,7 +224,8 @@ def _pack_case(num_ranks: int, num_tokens: int) -> Case:
     sizes = {"num_experts": EXPERTS, "num_ranks": num_ranks}
 
     def prepare(device: str) -> Trial:
-        from kernels.moe.pack import RecordLayout, pack_for_ranks, unpack_rows
+        from kernels.moe.pack import pack_for_ranks, unpack_rows
+        from kernels.moe.record import RecordLayout
 
         rows, ids_TK, weights_TK = _packing(num_ranks, num_tokens, device)
         expected = pack_reference.pack_for_ranks(rows, ids_TK, weights_TK, **sizes)
@@ -254,7 +255,8 @@ def unpack_cases() -> list[Case]:
 
 def _unpack_case(num_ranks: int, num_tokens: int) -> Case:
     def prepare(device: str) -> Trial:
-        from kernels.moe.pack import RecordLayout, unpack_rows
+        from kernels.moe.pack import unpack_rows
+        from kernels.moe.record import RecordLayout
 
         rows, ids_TK, weights_TK = _packing(num_ranks, num_tokens, device)
         records = pack_reference.pack_for_ranks(

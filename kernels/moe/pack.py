@@ -10,7 +10,6 @@ Legend: T tokens, D hidden size, K experts per token, G = D / 128, W ranks, R = 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -18,31 +17,8 @@ import triton.language as tl
 
 from baleen.model_spec import QUANT_BLOCK
 from kernels.builds import Build
+from kernels.moe.record import RecordLayout
 from kernels.quant.scaled import Scaled
-
-
-@dataclass(frozen=True, slots=True)
-class RecordLayout:
-    """Where the parts of a record begin, in bytes, and how long it is."""
-
-    hidden: int
-    slots: int
-    float8: bool
-
-    @property
-    def scales_at(self) -> int:
-        """End of the row's numbers."""
-        return self.hidden * (1 if self.float8 else 2)
-
-    @property
-    def ids_at(self) -> int:
-        """End of the scales, of which there may be none."""
-        return self.scales_at + (self.hidden // QUANT_BLOCK * 4 if self.float8 else 0)
-
-    @property
-    def num_bytes(self) -> int:
-        """Length of a record: a multiple of 16, so that every row is aligned."""
-        return -(-(self.ids_at + 8 * self.slots) // 16) * 16
 
 
 @triton.jit

@@ -192,5 +192,28 @@ def test_wide_rows_and_inputs_that_are_not_contiguous(puppets: Puppets) -> None:
         assert answer.out_TD.is_contiguous()
 
 
+def swap_round(strings: Strings, size: int, parts_W: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """On one rank: what the first `size` ranks had for it, and how many collectives it is known to have entered."""
+    collectives = strings.kept[f"ep{size}"]
+    exchange = AllToAllExchange(size, rank=strings.config.rank, collectives=collectives)
+    arrived_W = exchange.swap(parts_W)
+    before = collectives._progress.collectives
+    with exchange.waiting(3):
+        assert collectives._progress.waiting_since is not None
+    assert collectives._progress.waiting_since is None
+    return arrived_W, collectives._progress.collectives - before
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16])
+def test_equal_parts_arrive_in_the_order_of_ranks(puppets: Puppets, size: int, dtype: torch.dtype) -> None:
+    sent = [torch.randint(0, 200, (size, 3, 5)).to(dtype) for _ in range(size)]
+    answers = puppets.each(swap_round, {rank: (size, parts) for rank, parts in enumerate(sent)})
+    for rank in range(size):
+        arrived, replayed = answers[rank]
+        assert torch.equal(arrived, torch.stack([parts[rank] for parts in sent])) and replayed == 3
+    assert LocalExchange(1).swap(sent[0]) is sent[0]
+
+
 def test_experts_that_the_ranks_do_not_divide_are_refused(puppets: Puppets) -> None:
     assert puppets.all(group_exchange_is_refused, 6) == ["parallel.world_size is 4, must divide the 6 experts"] * 4

@@ -7,10 +7,11 @@ from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
 from tests.support.golden import golden
 from tests.support.models import SingleSequence
 from workers.model.checkpoint import Checkpoint
+from workers.model.device_batch import build_host_batch
 from workers.model.forward import Piece
-from workers.model.graphs import fill_up
 from workers.model.loading import load_device_weights
 from workers.parallel.local import LocalExchange
+from workers.parallel.lockstep import DecodeSize
 
 pytestmark = pytest.mark.gpu
 
@@ -43,7 +44,7 @@ def test_golden_tokens_of_bfloat16(cuda, golden_directory, golden_weights, case)
     exact, tokens, start, compared = SingleSequence(golden_weights(name)), list(case["prompt"]), 0, 0
     for expected in case["greedy"][:16]:
         wanted = exact.feed(tokens)
-        got = runner._logits([Piece(tokens, start, 0, samples=True)])[0].cpu()
+        got = runner._logits([Piece(tokens, start, 0, samples=True)], None)[0].cpu()
         assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.99
         wanted, got = wanted.clone(), got.clone()
         wanted[1] = got[1] = float("-inf")
@@ -60,7 +61,9 @@ def test_float8_is_near_the_golden(cuda, golden_directory, golden_weights):
     name = "dev_fp8.golden"
     prompt = golden(name)["cases"][1]["prompt"]
     wanted = SingleSequence(golden_weights(name)).feed(prompt)
-    got = make_runner(golden_directory(name), cuda, "float8")._logits([Piece(prompt, 0, 0, samples=True)])[0].cpu()
+    got = (
+        make_runner(golden_directory(name), cuda, "float8")._logits([Piece(prompt, 0, 0, samples=True)], None)[0].cpu()
+    )
     # float8 weights are the golden's own; activations and records of three layers are rounded to 3 bits of mantissa
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.9
 
@@ -72,13 +75,14 @@ def test_a_graph_gives_the_bits_of_the_same_step_without_one(cuda, golden_direct
     runner = make_runner(golden_directory(name), cuda, "float8")
     runner.warm_up()
     for row in range(num_rows):
-        runner._logits([Piece(prompt[: 150 + row], 0, row, samples=True)])
+        runner._logits([Piece(prompt[: 150 + row], 0, row, samples=True)], None)
     pieces = [Piece([prompt[150 + row]], 150 + row, row, samples=True) for row in range(num_rows)]
-    filled = fill_up(pieces, runner._tables.array, runner._rows, runner._contexts)
-    assert filled is not None and runner._graphs is not None
+    size = DecodeSize(num_rows, 150 + num_rows)
+    filled = build_host_batch(pieces, runner._tables.array, fill_to=runner._buckets.holding(size))
+    assert runner.num_graphs > 0
     plain = runner._model.forward(filled.on(runner._staging.upload(filled.arrays)))[:num_rows].clone()
-    captured = runner._logits(pieces).clone()
-    again = runner._logits(pieces).clone()
+    captured = runner._logits(pieces, size).clone()
+    again = runner._logits(pieces, size).clone()
     assert torch.equal(captured.view(torch.int32), plain.view(torch.int32))
     assert torch.equal(again.view(torch.int32), plain.view(torch.int32))
 
@@ -89,7 +93,7 @@ def test_a_decode_step_does_not_wait_for_the_device(cuda, golden_directory):
     piece = Piece([5], 0, 0, samples=True)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        logits = runner._logits([piece])
+        logits = runner._logits([piece], DecodeSize(1, 1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert bool(logits.isfinite().all())

@@ -155,7 +155,7 @@ def test_a_bad_configuration_ends_the_rank_with_one_line_and_its_code(tmp_path, 
 BREAK_STEPS = """
 import workers.model.runner
 
-def run(runner, batch):
+def run(runner, *step):
     raise RuntimeError("no memory left")
 
 workers.model.runner.Runner.run = run
@@ -164,7 +164,7 @@ HANG_STEPS = """
 import threading
 import workers.model.runner
 
-workers.model.runner.Runner.run = lambda runner, batch: threading.Event().wait()
+workers.model.runner.Runner.run = lambda runner, *step: threading.Event().wait()
 """
 PRINT_A_LOT = """
 import os
@@ -172,10 +172,10 @@ import workers.model.runner
 
 whole = workers.model.runner.Runner.run
 
-def run(runner, batch):
+def run(runner, *step):
     print("chatter")
     os.write(1, b"more chatter\\n")
-    return whole(runner, batch)
+    return whole(runner, *step)
 
 workers.model.runner.Runner.run = run
 """

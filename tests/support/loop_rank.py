@@ -73,6 +73,7 @@ class Rank:
         real: RealModel | None = None,
     ):
         self.journal = []
+        self.told = []
         self.events = []
         self.clock = ManualClock()
         self.group = FakeGroup(world_size=world_size, journal=self.journal)
@@ -111,8 +112,9 @@ class Rank:
         self._woken = Event()
         self.inbox.connect(self._woken.set)
 
-    def run(self, batch):
+    def run(self, batch, decode=None):
         self.journal.append("run" if batch else "serve")
+        self.told.append(decode)
         self.clock.advance(self.step_s)
         if self.error is not None:
             raise self.error

@@ -9,6 +9,7 @@ import torch
 from kernels.cache import reference as cache
 from kernels.dispatch import Operations
 from kernels.dsa import paged_reference as paged
+from kernels.moe import pack_reference as records
 from kernels.moe import reference as moe
 from kernels.norm import reference as norm
 from kernels.norm.rms import Normed
@@ -66,9 +67,31 @@ def combine_pairs(y, weights, *, beside_TD=None, dtype=torch.float32) -> torch.T
     return moe.combine_pairs(y, weights, beside_TD).to(dtype)
 
 
+def order_pairs(ids, local, *, expected_pairs=None) -> torch.Tensor:
+    return torch.where((ids >= local.start) & (ids < local.stop), ids.long() - local.start, -1)
+
+
+def contiguous_groups(counts, num_rows) -> torch.Tensor:
+    return torch.arange(len(counts)).repeat_interleave(counts, output_size=num_rows)
+
+
+def unpack_rows(records_RB, layout) -> Any:
+    return records.unpack_rows(records_RB, layout.hidden, layout.slots, float8=layout.float8)
+
+
+def rank_answers(
+    rows, ids, weights, local, gate_up, down, *, expected_pairs=None, dtype=torch.bfloat16
+) -> torch.Tensor:
+    answers = expert_mlps(rows, order_pairs(ids, local), gate_up, down, copies=ids.shape[1])
+    return combine_pairs(answers, weights, dtype=dtype)
+
+
+def sum_parts(parts, *, beside_TD=None, dtype=torch.float32) -> torch.Tensor:
+    return moe.sum_parts(parts, beside_TD).to(dtype)
+
+
 def reference_operations() -> Operations:
     """Groups of rows are the expert of each pair here, which is all that the references need."""
-    unused: Any = None
     return Operations(
         rms_norm=rms_norm,
         write_cache=cache.write_cache,
@@ -83,9 +106,13 @@ def reference_operations() -> Operations:
         attend_selected=attend_selected,
         attend_paged=attend_paged,
         gate=moe.gate,
-        order_pairs=lambda ids, local: torch.where((ids >= local.start) & (ids < local.stop), ids - local.start, -1),
+        order_pairs=order_pairs,
         single_group=lambda count, device: torch.zeros(count, dtype=torch.int64, device=device),
-        contiguous_groups=unused,
+        contiguous_groups=contiguous_groups,
+        pack_for_ranks=records.pack_for_ranks,
+        unpack_rows=unpack_rows,
+        rank_answers=rank_answers,
+        sum_parts=sum_parts,
         expert_mlps=expert_mlps,
         combine_pairs=combine_pairs,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from baleen.reports import FinishReason, RequestOutput, SampledToken
+from workers.parallel.lockstep import DecodeSize
 
 if TYPE_CHECKING:
     from workers.engine.request import Request
@@ -32,6 +33,13 @@ class Batch:
 
     items: tuple[BatchItem, ...]
     num_tokens: int
+
+    @property
+    def decode(self) -> DecodeSize | None:
+        """Its size, if each item is one token that samples; None of a step that computes prompts."""
+        if not all(item.num_tokens == 1 and item.samples for item in self.items):
+            return None
+        return DecodeSize(len(self.items), max((item.start + 1 for item in self.items), default=0))
 
 
 @dataclass(frozen=True, slots=True)

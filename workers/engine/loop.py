@@ -31,6 +31,7 @@ from workers.engine.messages import (
 from workers.engine.meters import LoopMeters
 from workers.engine.speed import SpeedMeter
 from workers.engine.submission import expand_submission, prefill_request
+from workers.parallel.lockstep import NO_ROWS, DecodeSize
 from workers.transfer.moves import Moves
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ LOAD_INTERVAL_S = 0.1
 class StepRunner(Protocol):
     """What computes a batch: `workers.model.runner.Runner`, or a fake."""
 
-    def run(self, batch: Batch | None) -> StepResult:
-        """Compute a step; with None, only take part in the group's."""
+    def run(self, batch: Batch | None, decode: DecodeSize | None = None) -> StepResult:
+        """Compute a step; with None, only take part in the group's. decode: of an Agreement."""
         ...
 
 
@@ -148,7 +149,7 @@ class StepLoop:
         if agreement.all_idle:
             self._rest(agreement)
             return
-        result = self._compute(batch)
+        result = self._compute(batch, agreement)
         times.append(now())
         self._commit(batch, result)
         times.append(now())
@@ -284,7 +285,8 @@ class StepLoop:
 
     def _agree(self, batch: Batch | None) -> Agreement:
         num_tokens = 0 if batch is None else batch.num_tokens
-        agreement = self._group.exchange(self._step, num_tokens, draining=self._drain is not None)
+        decode = NO_ROWS if batch is None else batch.decode
+        agreement = self._group.exchange(self._step, num_tokens, draining=self._drain is not None, decode=decode)
         self._step += 1
         if agreement.any_draining and self._drain is None:
             ranks = [str(rank) for rank, draining in enumerate(agreement.draining_per_rank) if draining]
@@ -310,10 +312,10 @@ class StepLoop:
             self._group.check()
             self._emit(done)
 
-    def _compute(self, batch: Batch | None) -> StepResult:
+    def _compute(self, batch: Batch | None, agreement: Agreement) -> StepResult:
         begin = self._clock.now()
         self._group.report("compute")
-        result = self._runner.run(batch)
+        result = self._runner.run(batch, agreement.decode)
         self._group.report("commit")
         if batch is not None:
             self._speed.measure(batch, self._clock.now() - begin)

@@ -16,6 +16,7 @@ import torch
 
 from baleen.blocks import BLOCK_TOKENS
 from workers.model.forward import Array, Piece
+from workers.parallel.lockstep import DecodeSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class DeviceBatch:
     """token_ids, positions, slots: [T] int64; a slot of -1 is not written. block_table: [B, P] int32. sequences: [T]
     int32, each token's row of it; tokens of one sequence lie together. lengths: [T] int32, keys that a token sees, its
     own included. logit_tokens: [N] int64. most_context: bound of all lengths, known on the host. is_decode: token t is
-    the one token of sequence t.
+    the one token of sequence t. is_filled: the tokens that are there come first, and rows of length 0 fill the step up
+    to a size that all ranks have agreed on.
     """
 
     token_ids_T: torch.Tensor
@@ -35,6 +37,7 @@ class DeviceBatch:
     logit_tokens_N: torch.Tensor
     most_context: int
     is_decode: bool
+    is_filled: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -44,11 +47,14 @@ class DeviceBatch:
 
 @dataclass(frozen=True, slots=True)
 class HostBatch:
-    """The arrays of a DeviceBatch, in its order, and what is known on the host."""
+    """The arrays of a DeviceBatch, in its order, and what is known on the host. filled_to: the size that it has, if it
+    was filled up.
+    """
 
     arrays: tuple[npt.NDArray[np.generic], ...]
     most_context: int
     is_decode: bool
+    filled_to: DecodeSize | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -59,24 +65,31 @@ class HostBatch:
         """The batch of these tensors, which hold the arrays."""
         token_ids, positions, slots, block_table, sequences, lengths, wanted = tensors
         return DeviceBatch(
-            token_ids, positions, slots, block_table, sequences, lengths, wanted, self.most_context, self.is_decode
+            token_ids,
+            positions,
+            slots,
+            block_table,
+            sequences,
+            lengths,
+            wanted,
+            self.most_context,
+            self.is_decode,
+            self.filled_to is not None,
         )
 
 
-def build_host_batch(
-    pieces: Sequence[Piece], table: Array, *, num_rows: int | None = None, most_context: int | None = None
-) -> HostBatch:
+def build_host_batch(pieces: Sequence[Piece], table: Array, *, fill_to: DecodeSize | None = None) -> HostBatch:
     """Lay the pieces out, in their order. table: [rows, most blocks] int64 block ids.
 
-    num_rows, most_context: fill a decode step up to so many tokens, with rows that see nothing and write nothing, and
-    its table up to the blocks of so many keys.
+    fill_to: fill a decode step, or one of nothing, up to so many tokens, with rows that see nothing and write nothing,
+    and its table up to the blocks of so many keys.
     """
     sizes = np.array([len(piece.token_ids) for piece in pieces], dtype=np.int64)
     starts = np.array([piece.start for piece in pieces], dtype=np.int64)
     rows = np.array([piece.row for piece in pieces], dtype=np.int64)
     ends = np.cumsum(sizes)
     total = int(sizes.sum())
-    padded = total if num_rows is None else num_rows
+    padded = total if fill_to is None else fill_to.rows
     sequences = np.repeat(np.arange(len(pieces)), sizes)
     positions = np.zeros(padded, dtype=np.int64)
     positions[:total] = np.arange(total) + np.repeat(starts - (ends - sizes), sizes)
@@ -87,7 +100,7 @@ def build_host_batch(
     slots[:total] = blocks * BLOCK_TOKENS + positions[:total] % BLOCK_TOKENS
     lengths = np.zeros(padded, dtype=np.int32)
     lengths[:total] = positions[:total] + 1
-    longest = int(lengths.max(initial=0)) if most_context is None else most_context
+    longest = int(lengths.max(initial=0)) if fill_to is None else fill_to.context
     num_blocks = max(1, -(-longest // BLOCK_TOKENS))
     decode = padded > 0 and bool((sizes == 1).all())
     num_sequences = padded if decode else max(1, len(pieces))
@@ -98,9 +111,10 @@ def build_host_batch(
     if not decode:
         all_sequences[:total] = sequences
     sampling = [place for place, piece in enumerate(pieces) if piece.samples]
-    wanted = np.arange(padded) if num_rows is not None else ends[sampling] - 1
+    wanted = np.arange(padded) if fill_to is not None else ends[sampling] - 1
     return HostBatch(
         arrays=(token_ids, positions, slots, block_table, all_sequences, lengths, wanted.astype(np.int64)),
         most_context=longest,
         is_decode=decode,
+        filled_to=fill_to,
     )

@@ -1,6 +1,6 @@
 """Routed experts of one layer on a device: where the rows of the tokens meet the weights of their experts.
 
-Legend: T tokens, D hidden size, K experts per token.
+Legend: T tokens, D hidden size, K experts per token, W ranks, R rows that arrive, B bytes of a record.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 
 from baleen.model_spec import QUANT_BLOCK
 from kernels.dispatch import Operations
+from kernels.moe.record import RecordLayout
 from kernels.quant.scaled import Scaled
 from workers.model.device_weights import DeviceMoe
 from workers.parallel.dispatch import ExpertExchange
@@ -26,10 +27,13 @@ class Experts(Protocol):
         weights_TK: torch.Tensor,
         mlp: DeviceMoe,
         beside_TD: torch.Tensor | None,
+        padding_T1: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[T, D] bfloat16: sum over K of weight times the expert's answer, in float32 and in order, then `beside`.
 
         ids: [T, K] int64, global. weights: [T, K] float32. rows: float8 with scales where the experts are float8.
+        padding: [T, 1] bool, which rows mean nothing, in a step that all ranks have filled up to one size; None in any
+        other.
         """
         ...
 
@@ -48,6 +52,7 @@ class LocalExperts:
         weights_TK: torch.Tensor,
         mlp: DeviceMoe,
         beside_TD: torch.Tensor | None,
+        padding_T1: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See Experts."""
         groups = self._ops.order_pairs(ids_TK, self._experts)
@@ -56,9 +61,13 @@ class LocalExperts:
 
 
 class ExchangedExperts:
-    """Experts of several ranks: rows travel as bytes, float8 with their scales beside them, one for each pair.
+    """Experts of several ranks: rows travel as bytes, float8 with their scales beside them.
 
-    The host learns the counts of every layer, so such a step is not captured in a graph.
+    In a step that all ranks have filled up to one size, each row has one record for each rank, in equal parts, and
+    comes back as that rank's weighted sum: no shape depends on the routing, the host waits for nothing, and a graph can
+    hold it. In any other step each pair of token and expert is a row, and the host learns the counts of every layer:
+    what a prompt of thousands of tokens on one rank sends then depends on its routing, not on the number of ranks, and
+    ranks without tokens send nothing.
     """
 
     def __init__(self, operations: Operations, exchange: ExpertExchange) -> None:
@@ -72,8 +81,54 @@ class ExchangedExperts:
         weights_TK: torch.Tensor,
         mlp: DeviceMoe,
         beside_TD: torch.Tensor | None,
+        padding_T1: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See Experts."""
+        if padding_T1 is None:
+            return self._by_counts(rows_TD, ids_TK, weights_TK, mlp, beside_TD)
+        # what fills a step up goes to no expert
+        return self._by_records(rows_TD, ids_TK.masked_fill(padding_T1, -1), weights_TK, mlp, beside_TD)
+
+    def _by_records(
+        self,
+        rows_TD: Scaled,
+        ids_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        mlp: DeviceMoe,
+        beside_TD: torch.Tensor | None,
+    ) -> torch.Tensor:
+        ops, exchange = self._ops, self._exchange
+        num_ranks, (num_rows, width) = exchange.world_size, rows_TD.values.shape
+        records_WTB = ops.pack_for_ranks(
+            rows_TD,
+            ids_TK,
+            weights_TK,
+            num_experts=num_ranks * len(exchange.local_experts),
+            num_ranks=num_ranks,
+        )
+        arrived_RB = exchange.swap(records_WTB).flatten(0, 1)
+        layout = RecordLayout(width, ids_TK.shape[1], float8=rows_TD.is_float8)
+        rows_RD, ids_RK, weights_RK = ops.unpack_rows(arrived_RB, layout)
+        answers_RD = ops.rank_answers(
+            rows_RD,
+            ids_RK,
+            weights_RK,
+            exchange.local_experts,
+            mlp.gate_up,
+            mlp.down,
+            expected_pairs=ids_TK.numel(),
+        )
+        parts_WTD = exchange.swap(answers_RD.view(num_ranks, num_rows, width))
+        return ops.sum_parts(parts_WTD, beside_TD=beside_TD, dtype=torch.bfloat16)
+
+    def _by_counts(
+        self,
+        rows_TD: Scaled,
+        ids_TK: torch.Tensor,
+        weights_TK: torch.Tensor,
+        mlp: DeviceMoe,
+        beside_TD: torch.Tensor | None,
+    ) -> torch.Tensor:
         width = rows_TD.values.shape[1]
         sent = rows_TD.values if rows_TD.scales is None else pack_rows(rows_TD)
         received, handle = self._exchange.dispatch(sent, ids_TK, weights_TK)

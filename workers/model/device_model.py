@@ -39,6 +39,7 @@ class DeviceModel:
             return self._serve_experts()
         turns_TP2 = torch.view_as_real(rotations(step.positions_T, self._frequencies, spec.rope)).contiguous()
         alone = ops.single_group(step.num_tokens, weights.embed.device)
+        padding_T1 = step.lengths_T[:, None] == 0 if step.is_filled else None
         residual = weights.embed
         delta: torch.Tensor | None = None
         rows: torch.Tensor | None = step.token_ids_T
@@ -59,7 +60,7 @@ class DeviceModel:
             )
             assert x.total is not None
             residual = x.total
-            delta = self._feed_forward(x, layer.mlp, alone)
+            delta = self._feed_forward(x, layer.mlp, alone, padding_T1)
         last = ops.rms_norm(residual, weights.norm, spec.rms_norm_eps, delta_SD=delta, rows_T=step.logit_tokens_N)
         return _logits(last.normed, weights.lm_head)
 
@@ -76,7 +77,9 @@ class DeviceModel:
                 self._experts(rows, ids_TK, ids_TK.float(), layer.mlp, None)
         return torch.empty(0, spec.vocab_size, device=nothing.device)
 
-    def _feed_forward(self, x: Normed, mlp: DeviceMlp | DeviceMoe, alone: RowGroups) -> torch.Tensor:
+    def _feed_forward(
+        self, x: Normed, mlp: DeviceMlp | DeviceMoe, alone: RowGroups, padding_T1: torch.Tensor | None
+    ) -> torch.Tensor:
         """Output before the residual: [T, D] bfloat16."""
         rows = Scaled(x.codes, x.scales) if x.codes is not None else Scaled(x.normed)
         if isinstance(mlp, DeviceMlp):
@@ -96,7 +99,7 @@ class DeviceModel:
         if mlp.shared is not None:
             # the shared expert counts once and is not scaled
             beside_TD = self._ops.expert_mlps(rows, alone, mlp.shared.gate_up, mlp.shared.down)
-        return self._experts(rows, ids_TK, weights_TK, mlp, beside_TD)
+        return self._experts(rows, ids_TK, weights_TK, mlp, beside_TD, padding_T1)
 
 
 def _logits(x_ND: torch.Tensor, lm_head_VD: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """CUDA graphs of decode steps: one for each bucket of rows and of context, captured at the start.
 
 A step is filled up to its bucket with rows that see nothing and write nothing, so that a graph gives the bits that the
-same step gives without one.
+same step gives without one. The ranks of a group capture the same graphs in the same order, and in each step all run
+the same one, since the exchanges between them are part of it.
 
 Legend: N rows of a bucket, V vocabulary.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from workers.model.device_batch import DeviceBatch, HostBatch, build_host_batch
-from workers.model.forward import Array, Piece
+from workers.parallel.lockstep import DecodeSize
 from workers.staging import Staging, upload_bytes
 
 CONTEXT_STEP = 4
@@ -39,21 +40,26 @@ def context_buckets(dense_limit: int, most_context: int) -> tuple[int, ...]:
     return (*found, most_context)
 
 
-def bucket_of(size: int, buckets: Sequence[int]) -> int | None:
-    """The smallest bucket that holds `size`; None where none does."""
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The sizes that decode steps are filled up to: every pair of these, each in ascending order."""
+
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+    def holding(self, size: DecodeSize) -> DecodeSize:
+        """The smallest that holds `size`, which must not be beyond the largest."""
+        return DecodeSize(_smallest(size.rows, self.rows), _smallest(size.context, self.contexts))
+
+    def largest_first(self) -> list[DecodeSize]:
+        """All of them."""
+        return [DecodeSize(rows, context) for context in self.contexts[::-1] for rows in self.rows[::-1]]
+
+
+def _smallest(size: int, buckets: Sequence[int]) -> int:
     place = bisect_left(buckets, size)
-    return buckets[place] if place < len(buckets) else None
-
-
-def fill_up(pieces: Sequence[Piece], table: Array, rows: Sequence[int], contexts: Sequence[int]) -> HostBatch | None:
-    """A decode step filled up to its buckets; None if it is none: a piece of several tokens, or too many of them."""
-    if any(len(piece.token_ids) != 1 for piece in pieces):
-        return None
-    num_rows = bucket_of(len(pieces), rows)
-    most_context = bucket_of(max((piece.start for piece in pieces), default=0) + 1, contexts)
-    if not pieces or num_rows is None or most_context is None:
-        return None
-    return build_host_batch(pieces, table, num_rows=num_rows, most_context=most_context)
+    assert place < len(buckets), f"a decode step of {size}, at most {buckets[-1]}"
+    return buckets[place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +77,17 @@ class DecodeGraphs:
         self._staging = staging
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[tuple[int, int], _Captured] = {}
+        self._captured: dict[DecodeSize, _Captured] = {}
 
-    def capture(self, rows: Sequence[int], contexts: Sequence[int]) -> int:
-        """Capture each pair of buckets, the largest first, so that the others fit its memory; returns how many."""
-        no_blocks = np.zeros((1, 1), dtype=np.int64)
-        for most_context in sorted(contexts, reverse=True):
-            for num_rows in sorted(rows, reverse=True):
-                idle = build_host_batch([], no_blocks, num_rows=num_rows, most_context=most_context)
-                self._captured[num_rows, most_context] = self._capture(idle)
+    def __len__(self) -> int:
+        """How many are captured."""
         return len(self._captured)
+
+    def capture(self, buckets: Buckets) -> None:
+        """Capture each bucket, the largest first, so that the others fit its memory."""
+        no_blocks = np.zeros((1, 1), dtype=np.int64)
+        for size in buckets.largest_first():
+            self._captured[size] = self._capture(build_host_batch([], no_blocks, fill_to=size))
 
     def _capture(self, host: HostBatch) -> _Captured:
         inputs = torch.zeros(upload_bytes(host.arrays), dtype=torch.uint8, device=self._device)
@@ -92,13 +99,19 @@ class DecodeGraphs:
             self._forward(batch)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # "thread_local": threads of NCCL ask after their events meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits_NV = self._forward(batch)
         return _Captured(graph, inputs, logits_NV)
 
     def run(self, host: HostBatch) -> torch.Tensor:
-        """Logits [N, V] of a step that `fill_up` made; they hold until the next one."""
-        captured = self._captured[host.num_tokens, host.most_context]
+        """Logits [N, V] of a step that was filled up to a bucket; they hold until the next one."""
+        assert host.filled_to is not None, "only a step of a bucket's size has a graph"
+        captured = self._captured[host.filled_to]
         self._staging.upload(host.arrays, into=captured.inputs)
         captured.graph.replay()
         return captured.logits_NV
+
+    def clear(self) -> None:
+        """Let go of all graphs."""
+        self._captured.clear()

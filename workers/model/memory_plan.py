@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from baleen.config import EngineConfig
 from baleen.errors import ConfigError
-from baleen.model_spec import ModelSpec
+from baleen.model_spec import QUANT_BLOCK, ModelSpec
+from kernels.moe.record import RecordLayout
 
 GIB = 1 << 30
 
@@ -62,6 +63,21 @@ def workspace_bytes(spec: ModelSpec, engine: EngineConfig, *, logit_bytes: int) 
     rows = engine.max_batch_tokens * (attention + feed_forward + stream)
     logits = 3 * 4 * engine.max_running * spec.vocab_size
     return rows + logits + logit_bytes + partials + LIBRARY_BYTES
+
+
+def exchange_bytes(spec: ModelSpec, engine: EngineConfig, *, world_size: int) -> int:
+    """What one layer's exchange of records allocates in a decode step, whatever the routing: 0 for a rank alone.
+
+    Of each of `world_size * max_running` records: itself on both ways, its scales, ids and weights unpacked, for each
+    of its experts the inner row, the answer and its place, and the answer's sum on both ways.
+    """
+    if world_size == 1:
+        return 0
+    slots = spec.experts_per_token
+    layout = RecordLayout(spec.hidden_size, slots, float8=False)
+    unpacked = spec.hidden_size // QUANT_BLOCK * 4 + 8 * slots
+    pairs = slots * (2 * spec.moe_intermediate_size + 2 * spec.hidden_size + 4)
+    return world_size * engine.max_running * (2 * layout.num_bytes + unpacked + pairs + 2 * 2 * spec.hidden_size)
 
 
 def _gib(num_bytes: int) -> str:

@@ -18,6 +18,7 @@ from workers.model.deepseek_v32 import DeepseekV32
 from workers.model.forward import ForwardBatch, Piece, build_forward_batch
 from workers.model.weights import Weights
 from workers.parallel.dispatch import ExpertExchange
+from workers.parallel.lockstep import DecodeSize
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,8 +42,11 @@ class Runner:
         most_blocks = min(config.cache.num_blocks, -(-spec.max_positions // BLOCK_TOKENS))
         self._tables = BlockTables(config.engine.max_running, most_blocks)
 
-    def run(self, batch: Batch | None) -> StepResult:
-        """Compute a step; with None or an empty batch, only serve this rank's experts to the group."""
+    def run(self, batch: Batch | None, decode: DecodeSize | None = None) -> StepResult:
+        """Compute a step; with None or an empty batch, only serve this rank's experts to the group.
+
+        decode: not looked at, since nothing is filled up here.
+        """
         items = batch.items if batch is not None else ()
         step, owners = self._forward_batch(items)
         logits_NV = self._model.forward(step)
@@ -53,6 +57,9 @@ class Runner:
         step, owners = self._forward_batch(batch.items)
         logits_NV = self._model.forward(step)
         return logits_NV[torch.tensor(owners, dtype=torch.int64).argsort()]
+
+    def close(self) -> None:
+        """Nothing here must go before the group does."""
 
     def warm_up(self) -> None:
         """Run a short prompt and a decode step, so that the first request is not slow.

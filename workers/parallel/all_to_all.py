@@ -8,6 +8,7 @@ the model, W ranks of the group, L = E / W experts of a rank.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -80,3 +81,13 @@ class AllToAllExchange:
         returned_PD = y_RD.new_empty((sum(handle.sent), y_RD.shape[1]))
         self._collectives.all_to_all(returned_PD, as_arrived_RD, handle.sent, handle.arrived)
         return sum_slots(restore(returned_PD, handle.order_P), handle.weights_TK)
+
+    def swap(self, parts_W: torch.Tensor) -> torch.Tensor:
+        """See `ExpertExchange.swap`. Raises EpochEnded."""
+        arrived_W = torch.empty_like(parts_W)
+        self._collectives.all_to_all(arrived_W, parts_W)
+        return arrived_W
+
+    def waiting(self, num_replayed: int) -> AbstractContextManager[None]:
+        """See `ExpertExchange.waiting`. Raises EpochEnded."""
+        return self._collectives.waiting(num_replayed)

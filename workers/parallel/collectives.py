@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -44,9 +45,18 @@ class Collectives:
 
     def to_host(self, counts: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         """Copy an int64 tensor to the host; on a GPU this is where a collective that hangs is waited for."""
-        self._progress.wait_begins()
-        try:
+        with self.waiting():
             return counts.cpu().numpy()
+
+    @contextmanager
+    def waiting(self, num_replayed: int = 0) -> Iterator[None]:
+        """Around a wait for collectives that were queued before. Raises EpochEnded.
+
+        num_replayed: how many were part of a CUDA graph, and so did not come through here.
+        """
+        self._progress.wait_begins(num_replayed)
+        try:
+            yield
         except RuntimeError as error:
             raise self._explain(error) from error
         finally:

@@ -10,18 +10,21 @@ from typing import Protocol
 
 from baleen.ids import Epoch, Incarnation
 from workers.parallel.dispatch import ExpertExchange
+from workers.parallel.lockstep import DecodeSize
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What all ranks said at the start of one step, the same at each of them.
 
-    Holding it proves that every rank has finished step `step - 1`.
+    Holding it proves that every rank has finished step `step - 1`. decode: the size that holds every rank's rows, if no
+    rank brings anything but a decode step.
     """
 
     step: int
     tokens_per_rank: tuple[int, ...]
     draining_per_rank: tuple[bool, ...]
+    decode: DecodeSize | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -80,10 +83,13 @@ class Group(Protocol):
     rank: int
     world_size: int
 
-    def exchange(self, step: int, num_tokens: int, *, draining: bool = False) -> Agreement:
+    def exchange(
+        self, step: int, num_tokens: int, *, draining: bool = False, decode: DecodeSize | None = None
+    ) -> Agreement:
         """Meet all ranks at the start of step `step` (0, 1, 2, ... without gaps) and learn what each brings.
 
-        Wakes the others first where the group was idle. Raises EpochEnded.
+        decode: the size of this rank's step, if it is a decode step; NO_ROWS of a rank without tokens. Wakes the others
+        first where the group was idle. Raises EpochEnded.
         """
         ...
 

@@ -5,6 +5,7 @@ Legend: T tokens, K experts per token, P = T * K pairs, D hidden size.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -39,3 +40,11 @@ class LocalExchange:
     def combine(self, y_RD: torch.Tensor, handle: LocalHandle) -> torch.Tensor:
         """See `ExpertExchange.combine`."""
         return sum_slots(restore(y_RD, handle.order_P), handle.weights_TK)
+
+    def swap(self, parts_W: torch.Tensor) -> torch.Tensor:
+        """See `ExpertExchange.swap`; the one part is this rank's own."""
+        return parts_W
+
+    def waiting(self, num_replayed: int) -> AbstractContextManager[None]:
+        """See `ExpertExchange.waiting`; nobody else is waited for."""
+        return nullcontext()

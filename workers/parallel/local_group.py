@@ -10,6 +10,7 @@ from baleen.errors import EpochEnded
 from baleen.ids import Epoch, Incarnation
 from workers.parallel.group import Agreement, Health
 from workers.parallel.local import LocalExchange
+from workers.parallel.lockstep import DecodeSize
 from workers.parallel.progress import Progress
 
 
@@ -29,13 +30,15 @@ class LocalGroup:
         self._cause: str | None = None
         self._next_step = 0
 
-    def exchange(self, step: int, num_tokens: int, *, draining: bool = False) -> Agreement:
+    def exchange(
+        self, step: int, num_tokens: int, *, draining: bool = False, decode: DecodeSize | None = None
+    ) -> Agreement:
         """See `Group.exchange`."""
         assert step == self._next_step, f"step {step} after step {self._next_step - 1}"
         self._next_step += 1
         self._progress.enter("exchange", step)
         self.check()
-        return Agreement(step, (num_tokens,), (draining,))
+        return Agreement(step, (num_tokens,), (draining,), decode)
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """See `Group.wait_for_work`."""

@@ -10,22 +10,46 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baleen.clock import Clock
 from workers.parallel.doorbell import Doorbell
 
-_WORD = struct.Struct("<qqq")
+_WORD = struct.Struct("<qqqqq")
+
+_NO_DECODE = -1
+"""Rows of a step that is no decode step, on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSize:
+    """Of a step of one token for each sequence: how many, and the most keys that one of them sees."""
+
+    rows: int
+    context: int
+
+
+NO_ROWS = DecodeSize(0, 0)
+"""What a rank without tokens brings: it takes part in whatever the others run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What one rank brings to a step."""
+    """What one rank brings to a step. decode: its size, if it is a decode step."""
 
     step: int
     num_tokens: int
     draining: bool
+    decode: DecodeSize | None = None
+
+
+def common_size(sizes: Sequence[DecodeSize | None]) -> DecodeSize | None:
+    """What holds each rank's decode step; None if some rank brings another kind of step."""
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return None
+    return DecodeSize(max(size.rows for size in known), max(size.context for size in known))
 
 
 class EpochOver(Exception):
@@ -75,7 +99,8 @@ class Lockstep:
 
         Returning proves that each other rank has called this as often as this one.
         """
-        frame = _WORD.pack(word.step, word.num_tokens, word.draining)
+        size = word.decode or DecodeSize(_NO_DECODE, 0)
+        frame = _WORD.pack(word.step, word.num_tokens, word.draining, size.rows, size.context)
         for rank, lane in self._lanes.items():
             self._send(rank, lane, frame)
         deadline = self._clock.now() + timeout_s
@@ -144,6 +169,6 @@ class Lockstep:
             raise LaneClosed(rank)
 
     def _take_word(self, unread: bytearray) -> Word:
-        step, num_tokens, draining = _WORD.unpack_from(unread)
+        step, num_tokens, draining, rows, context = _WORD.unpack_from(unread)
         del unread[: _WORD.size]
-        return Word(step, num_tokens, bool(draining))
+        return Word(step, num_tokens, bool(draining), None if rows == _NO_DECODE else DecodeSize(rows, context))

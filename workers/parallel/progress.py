@@ -40,8 +40,9 @@ class Progress:
         self.collectives += 1
         self.waiting_since = self._clock.now()
 
-    def wait_begins(self) -> None:
-        """The main thread waits for a collective that it entered before."""
+    def wait_begins(self, num_replayed: int = 0) -> None:
+        """The main thread waits for a collective that it entered before, or for so many that it has replayed."""
+        self.collectives += num_replayed
         self.waiting_since = self._clock.now()
 
     def leave_collective(self) -> None:

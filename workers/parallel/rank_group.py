@@ -12,7 +12,7 @@ from workers.parallel.all_to_all import AllToAllExchange
 from workers.parallel.collectives import Collectives
 from workers.parallel.control import ControlPlane
 from workers.parallel.group import Agreement, Health
-from workers.parallel.lockstep import EpochOver, LaneClosed, Lockstep, Overdue, Word
+from workers.parallel.lockstep import DecodeSize, EpochOver, LaneClosed, Lockstep, Overdue, Word, common_size
 from workers.parallel.progress import Progress
 
 CAUSE_TIMEOUT_S = 0.5
@@ -44,12 +44,14 @@ class RankGroup:
         self._clock = clock
         self._next_step = 0
 
-    def exchange(self, step: int, num_tokens: int, *, draining: bool = False) -> Agreement:
+    def exchange(
+        self, step: int, num_tokens: int, *, draining: bool = False, decode: DecodeSize | None = None
+    ) -> Agreement:
         """See `Group.exchange`."""
         assert step == self._next_step, f"step {step} after step {self._next_step - 1}"
         self._next_step += 1
         self._progress.enter("exchange", step)
-        own = Word(step, num_tokens, draining)
+        own = Word(step, num_tokens, draining, decode)
         try:
             words = self._lockstep.exchange(own, self._config.collective_timeout_s)
         except (EpochOver, LaneClosed, Overdue) as error:
@@ -60,7 +62,12 @@ class RankGroup:
                 raise self._over(f"rank {rank} is at step {word.step} while rank {self.rank} is at step {step}")
         self.check()
         in_order = [words[rank] for rank in range(self.world_size)]
-        return Agreement(step, tuple(w.num_tokens for w in in_order), tuple(w.draining for w in in_order))
+        return Agreement(
+            step,
+            tuple(word.num_tokens for word in in_order),
+            tuple(word.draining for word in in_order),
+            common_size([word.decode for word in in_order]),
+        )
 
     def wait_for_work(self, timeout_s: float) -> bool:
         """See `Group.wait_for_work`."""

@@ -26,7 +26,8 @@ def rows_of(num_tokens, hidden, slots, device, *, float8, num_experts=16):
 @pytest.mark.parametrize("float8", [True, False])
 @pytest.mark.parametrize(("num_tokens", "hidden", "slots"), [(0, 256, 8), (1, 7168, 8), (5, 1280, 3)])
 def test_bytes_are_the_references(device, num_tokens, hidden, slots, float8):
-    from kernels.moe.pack import RecordLayout, pack_for_ranks, unpack_rows
+    from kernels.moe.pack import pack_for_ranks, unpack_rows
+    from kernels.moe.record import RecordLayout
 
     given = rows_of(num_tokens, hidden, slots, device, float8=float8)
     given[1][:1], given[1][:1, 1:3] = 6, -1  # the first token has experts on one rank only
@@ -67,8 +68,9 @@ def test_the_reference_writes_what_the_module_says():
 def test_a_layer_over_ranks_is_the_layer(device, float8):
     """Every rank packs its own tokens; what arrives is what all_to_all_single of equal parts would bring."""
     from kernels.moe.combine import sum_parts
-    from kernels.moe.pack import RecordLayout, pack_for_ranks, unpack_rows
+    from kernels.moe.pack import pack_for_ranks, unpack_rows
     from kernels.moe.rank import rank_answers
+    from kernels.moe.record import RecordLayout
 
     x, ids, weights, matrices = problem(device, float8=float8)
     ids, weights = ids.to(device), weights.to(device)
@@ -94,7 +96,8 @@ def test_a_layer_over_ranks_is_the_layer(device, float8):
 
 
 def test_what_is_refused(device):
-    from kernels.moe.pack import RecordLayout, pack_for_ranks, unpack_rows
+    from kernels.moe.pack import pack_for_ranks, unpack_rows
+    from kernels.moe.record import RecordLayout
 
     x, ids, weights = rows_of(2, 256, 4, device, float8=True)
     sizes = {"num_experts": 16, "num_ranks": RANKS}

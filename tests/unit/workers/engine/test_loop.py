@@ -9,6 +9,7 @@ from tests.support.loop_rank import Rank
 from workers.engine.batch import FinishReason
 from workers.engine.loop import LOAD_INTERVAL_S
 from workers.engine.messages import Abort
+from workers.parallel.lockstep import NO_ROWS, DecodeSize
 
 
 def test_a_request_runs_to_its_end_with_the_model_s_own_tokens():
@@ -248,3 +249,12 @@ def test_a_command_wakes_the_group_only_once_it_is_connected():
     assert rank.journal == ["notify"]
     rank.submit("b")
     assert rank.journal == ["notify", "notify"]
+
+
+def test_ranks_learn_the_size_of_a_decode_step_and_the_model_what_was_agreed():
+    rank = Rank(max_chunk_tokens=64)
+    rank.submit("a", prompt_of(70), max_tokens=3)
+    rank.group.agreed = DecodeSize(8, 500)
+    rank.steps(5)
+    assert rank.group.said == [None, None, DecodeSize(1, 71), DecodeSize(1, 72), NO_ROWS]
+    assert rank.told == [DecodeSize(8, 500)] * 4

@@ -101,9 +101,9 @@ def test_a_request_that_comes_with_the_leaving_is_answered():
     rank.inbox.put(Drain("SIGTERM received"))
     exchange = rank.group.exchange
 
-    def late(step, num_tokens, *, draining=False):
+    def late(step, num_tokens, **said):
         rank.submit("late")
-        return exchange(step, num_tokens, draining=draining)
+        return exchange(step, num_tokens, **said)
 
     rank.group.exchange = late
     rank.loop.run()

@@ -6,7 +6,8 @@ import torch
 
 from workers.model.device_batch import build_host_batch
 from workers.model.forward import Piece
-from workers.model.graphs import bucket_of, context_buckets, fill_up, row_buckets
+from workers.model.graphs import Buckets, context_buckets, row_buckets
+from workers.parallel.lockstep import DecodeSize
 from workers.staging import Staging, upload_bytes
 
 TABLE = np.array([[5, 7, 2], [9, 4, 0]], dtype=np.int64)
@@ -28,8 +29,7 @@ def test_pieces_lie_in_their_order():
 
 def test_a_decode_step_filled_up_writes_and_sees_nothing_more():
     pieces = [Piece([3], 70, 1, samples=True), Piece([4], 0, 0, samples=True), Piece([5], 1, 0, samples=True)]
-    host = fill_up(pieces, TABLE, rows=(1, 2, 4, 8), contexts=(64, 192))
-    assert host is not None
+    host = build_host_batch(pieces, TABLE, fill_to=DecodeSize(4, 192))
     ids, positions, slots, table, sequences, lengths, wanted = host.arrays
     assert ids.tolist() == [3, 4, 5, 0]
     assert slots.tolist() == [4 * 64 + 6, 5 * 64, 5 * 64 + 1, -1]
@@ -37,14 +37,8 @@ def test_a_decode_step_filled_up_writes_and_sees_nothing_more():
     assert table.shape == (4, 3) and table[0].tolist() == [9, 4, 0] and table[3].tolist() == [0, 0, 0]
     assert sequences.tolist() == wanted.tolist() == [0, 1, 2, 3]
     assert (host.num_tokens, host.most_context, host.is_decode) == (4, 192, True)
+    assert host.filled_to == DecodeSize(4, 192) and host.on(host.arrays).is_filled
     assert positions.tolist() == [70, 0, 1, 0]
-
-
-def test_what_fits_no_graph():
-    assert fill_up([Piece([1, 2], 0, 0, samples=True)], TABLE, (8,), (192,)) is None
-    assert fill_up([Piece([1], 192, 0, samples=True)], TABLE, (8,), (192,)) is None
-    assert fill_up([Piece([1], 0, 0, samples=True)] * 9, TABLE, (8,), (192,)) is None
-    assert fill_up([], TABLE, (8,), (192,)) is None
 
 
 def test_buckets():
@@ -53,7 +47,12 @@ def test_buckets():
     assert row_buckets(200) == (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 128, 192, 200)
     assert context_buckets(2048, 163840) == (2048, 8192, 32768, 131072, 163840)
     assert context_buckets(2048, 1024) == (1024,)
-    assert [bucket_of(size, (1, 4, 8)) for size in (1, 2, 8, 9)] == [1, 4, 8, None]
+    buckets = Buckets(rows=(1, 4, 8), contexts=(64, 192))
+    held = [buckets.holding(DecodeSize(rows, context)) for rows, context in ((0, 0), (1, 64), (2, 65), (8, 192))]
+    assert held == [DecodeSize(1, 64), DecodeSize(1, 64), DecodeSize(4, 192), DecodeSize(8, 192)]
+    assert buckets.largest_first()[:4] == [DecodeSize(rows, 192) for rows in (8, 4, 1)] + [DecodeSize(8, 64)]
+    with pytest.raises(AssertionError, match="a decode step of 9, at most 8"):
+        buckets.holding(DecodeSize(9, 64))
 
 
 def test_arrays_arrive_in_one_buffer_each_at_an_aligned_place():
@@ -76,6 +75,6 @@ def test_arrays_arrive_in_one_buffer_each_at_an_aligned_place():
 
 @pytest.mark.parametrize("num_rows", [1, 8])
 def test_an_idle_step_of_a_bucket(num_rows):
-    host = build_host_batch([], np.zeros((1, 1), dtype=np.int64), num_rows=num_rows, most_context=130)
+    host = build_host_batch([], np.zeros((1, 1), dtype=np.int64), fill_to=DecodeSize(num_rows, 130))
     assert host.is_decode and host.num_tokens == num_rows
     assert host.arrays[3].shape == (num_rows, 3) and set(host.arrays[2].tolist()) == {-1}

@@ -9,7 +9,7 @@ from baleen.errors import ConfigError
 from baleen.model_spec import load_model_spec, model_spec_from_config
 from tests.support.models import golden_recipe
 from workers.cache.device_tensors import DeviceCache, device_block_bytes
-from workers.model.memory_plan import GIB, MemoryPlan, workspace_bytes
+from workers.model.memory_plan import GIB, MemoryPlan, exchange_bytes, workspace_bytes
 
 PLAN = MemoryPlan(weights=99 * GIB, cache=40 * GIB, workspace=2 * GIB, free=141 * GIB, block=4 * GIB)
 
@@ -36,6 +36,18 @@ def test_workspace_grows_with_what_a_step_holds():
     # the widest tensors of a token alone: queries of 128 heads in latent space, and the answers of its experts
     assert large - small > (8192 - 256) * (128 * 576 * 2 + 8 * 7168 * 2)
     assert 1 * GIB < small < 4 * GIB
+
+
+def test_records_of_all_ranks_are_counted():
+    from pathlib import Path
+
+    spec = load_model_spec(Path("tests/data/deepseek_v32_config.json"))
+    engine = EngineConfig(max_running=128)
+    assert exchange_bytes(spec, engine, world_size=1) == 0
+    # of each record: twice a row and its answer, and for each of 8 experts an inner row of 2048 and an answer of 7168
+    least = 8 * 128 * (4 * 2 * 7168 + 8 * 2 * (2048 + 7168))
+    assert least < exchange_bytes(spec, engine, world_size=8) < 1.05 * least
+    assert exchange_bytes(spec, engine, world_size=32) == 4 * exchange_bytes(spec, engine, world_size=8)
 
 
 @pytest.mark.parametrize("dtype", ["float8", "bfloat16"])

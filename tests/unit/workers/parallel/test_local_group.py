@@ -14,6 +14,7 @@ from tests.support.clock import ManualClock
 from workers.parallel.group import Agreement, Group
 from workers.parallel.join import open_group
 from workers.parallel.local_group import LocalGroup
+from workers.parallel.lockstep import DecodeSize
 
 
 def open_one(causes: list[str], clock: ManualClock | SystemClock | None = None) -> Group:
@@ -23,7 +24,7 @@ def open_one(causes: list[str], clock: ManualClock | SystemClock | None = None) 
 def test_steps() -> None:
     group = open_one([])
     assert isinstance(group, LocalGroup)
-    assert group.exchange(0, 5) == Agreement(0, (5,), (False,))
+    assert group.exchange(0, 5, decode=DecodeSize(5, 9)) == Agreement(0, (5,), (False,), DecodeSize(5, 9))
     agreement = group.exchange(1, 0, draining=True)
     assert agreement.all_idle and agreement.any_draining and agreement.may_leave
     with pytest.raises(AssertionError, match="step 5 after step 1"):

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from baleen.clock import SystemClock
-from workers.parallel.lockstep import EpochOver, LaneClosed, Lockstep, Overdue, Word
+from workers.parallel.lockstep import (
+    NO_ROWS,
+    DecodeSize,
+    EpochOver,
+    LaneClosed,
+    Lockstep,
+    Overdue,
+    Word,
+    common_size,
+)
 
 PATIENT_S = 30.0
 
@@ -22,8 +31,8 @@ class Meeting:
         self.far = {rank: theirs for rank, (_, theirs) in pairs.items()}
         self.lockstep = Lockstep({rank: ours for rank, (ours, _) in pairs.items()}, SystemClock())
 
-    def say(self, rank: int, step: int, num_tokens: int = 0, draining: int = 0) -> None:
-        self.far[rank].sendall(struct.pack("<qqq", step, num_tokens, draining))
+    def say(self, rank: int, step: int, num_tokens: int = 0, draining: int = 0, rows: int = -1, keys: int = 0) -> None:
+        self.far[rank].sendall(struct.pack("<qqqqq", step, num_tokens, draining, rows, keys))
 
     def close(self) -> None:
         self.lockstep.close()
@@ -43,17 +52,30 @@ def test_words_go_out_and_come_in(meeting: Meeting) -> None:
     meeting.say(2, 7, 0, 1)
     words = meeting.lockstep.exchange(Word(7, 5, False), PATIENT_S)
     assert words == {1: Word(7, 3, False), 2: Word(7, 0, True)}
-    assert meeting.far[1].recv(100) == meeting.far[2].recv(100) == struct.pack("<qqq", 7, 5, 0)
+    assert meeting.far[1].recv(100) == meeting.far[2].recv(100) == struct.pack("<qqqqq", 7, 5, 0, -1, 0)
+
+
+def test_a_word_carries_the_size_of_a_decode_step(meeting: Meeting) -> None:
+    meeting.say(1, 7, 2, rows=2, keys=700)
+    meeting.say(2, 7, rows=0)
+    words = meeting.lockstep.exchange(Word(7, 5, False, DecodeSize(5, 64)), PATIENT_S)
+    assert words == {1: Word(7, 2, False, DecodeSize(2, 700)), 2: Word(7, 0, False, NO_ROWS)}
+    assert meeting.far[2].recv(100) == struct.pack("<qqqqq", 7, 5, 0, 5, 64)
+
+
+def test_the_common_size_holds_every_rank_s_rows_unless_one_computes_a_prompt() -> None:
+    assert common_size([DecodeSize(5, 64), NO_ROWS, DecodeSize(2, 700)]) == DecodeSize(5, 700)
+    assert common_size([DecodeSize(5, 64), None, NO_ROWS]) is None
 
 
 def test_a_rank_may_be_a_step_ahead_and_words_may_come_in_pieces(meeting: Meeting) -> None:
     meeting.say(1, 0)
     meeting.say(1, 1, 9)
-    meeting.far[2].sendall(struct.pack("<qqq", 0, 4, 0)[:5])
+    meeting.far[2].sendall(struct.pack("<qqqqq", 0, 4, 0, -1, 0)[:5])
     with pytest.raises(Overdue) as caught:
         meeting.lockstep.exchange(Word(0, 0, False), 0.0 + 1e-3)
     assert caught.value.ranks == [2]
-    meeting.far[2].sendall(struct.pack("<qqq", 0, 4, 0)[5:])
+    meeting.far[2].sendall(struct.pack("<qqqqq", 0, 4, 0, -1, 0)[5:])
     words = meeting.lockstep.exchange(Word(0, 0, False), PATIENT_S)
     assert words == {1: Word(0, 0, False), 2: Word(0, 4, False)}
     assert meeting.lockstep.wait(PATIENT_S), "rank 1's next word lies unread"
