@@ -27,8 +27,8 @@ from typing import Any
 from baleen.blocks import BlockHash
 from baleen.tls_config import TlsConfig
 from tests.support.certificates import Authority, tls_config
-from workers.cache.block_bytes import BlockLayout
-from workers.transfer.nixl_payload import NixlPayload, address_of
+from workers.cache.block_bytes import BlockLayout, HostBlocks, address_of
+from workers.transfer.nixl_payload import NixlPayload
 from workers.transfer.protocol import checksum
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
@@ -42,7 +42,7 @@ WINDOW = 8
 TIMEOUT_S = 120.0
 
 
-class Memory:
+class Memory(HostBlocks):
     """WINDOW blocks of zeros, as a `BlockBytes`."""
 
     layout = LAYOUT

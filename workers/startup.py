@@ -18,7 +18,9 @@ from baleen.model_spec import ModelSpec
 from baleen.telemetry import Log
 from baleen.text.grammars import Grammars
 from baleen.text.tokenizer import load_tokenizer
+from workers.cache.block_bytes import BlockBytes
 from workers.cache.blocks import BlockCache
+from workers.cache.device_bytes import DeviceBytes
 from workers.cache.tensors import CacheBytes
 from workers.engine.scheduler import Scheduler
 from workers.model.checkpoint import Checkpoint
@@ -210,15 +212,9 @@ def _open_transport(
     serve = config.serve
     if not serve.listen:
         return None
-    if runner.cache.layers()[0][0].is_cuda:
-        if serve.role != "mixed":
-            raise ConfigError(
-                f"serve.role is {serve.role!r}, must be mixed on a GPU: blocks of its cache do not move between ranks"
-            )
-        return None
     host, _, port = serve.transfer_listen.rpartition(":")
     host = host.strip("[]") or config.parallel.host
-    cache = CacheBytes(runner.cache, record_format)
+    cache = _cache_bytes(runner, record_format)
     payload = NixlPayload(cache) if config.transfer.transport == "nixl" else None
     try:
         return TcpTransport(
@@ -234,6 +230,12 @@ def _open_transport(
     except OSError as error:
         name = "serve.transfer_listen" if serve.transfer_listen else "parallel.host"
         raise ConfigError(f"{name} is {serve.transfer_listen or host!r}, cannot listen there: {error}") from error
+
+
+def _cache_bytes(runner: Runner | DeviceRunner, record_format: str) -> BlockBytes:
+    if isinstance(runner, Runner):
+        return CacheBytes(runner.cache, record_format)
+    return DeviceBytes(runner.cache, record_format)
 
 
 def _max_context(config: RankConfig, spec: ModelSpec) -> int:

@@ -22,6 +22,7 @@ from tests.support.transfer import (
     failure_of,
     landing,
 )
+from workers.cache.block_bytes import HostBlock
 from workers.transfer.nixl_payload import NixlPayload, import_nixl
 from workers.transfer.transport import BlockLanded, LandingEnded
 
@@ -40,7 +41,7 @@ class Elsewhere:
     words: bytes
     name = "nixl"
 
-    def after_header(self, views):
+    def after_header(self, block):
         return [memoryview(self.words)]
 
 
@@ -78,7 +79,7 @@ def test_a_sender_of_another_transport_is_refused_and_both_are_named(make_side, 
 
 def test_addresses_that_the_sender_never_registered_are_not_read(make_side):
     receiver, own, stranger = make_side(), NixlPayload(Memory(1, 8)), Memory(1, 9)
-    elsewhere = Elsewhere(own.metadata, bytes(own.after_header(stranger.views(0))[0]))
+    elsewhere = Elsewhere(own.metadata, bytes(own.after_header(HostBlock(stranger.views(0)))[0]))
     receiver.transport.expect(landing("t", [0]))
     with RawSender(receiver.transport.address, payload=elsewhere) as raw:
         raw.greet("t", 1)
@@ -157,7 +158,7 @@ def test_a_sender_that_stopped_holds_the_blocks_until_it_goes_on_or_dies(make_si
 def _lend(pipe):
     """A process that does nothing but what NIXL does by itself."""
     payload = NixlPayload(LENT)
-    pipe.send((payload.metadata, bytes(payload.after_header(LENT.views(0))[0])))
+    pipe.send((payload.metadata, bytes(payload.after_header(HostBlock(LENT.views(0)))[0])))
     pipe.recv()
 
 

@@ -17,7 +17,7 @@ from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
 from tests.support.clock import ManualClock
 from tests.support.fake_transport import FakeTransport
-from workers.cache.block_bytes import BlockLayout
+from workers.cache.block_bytes import BlockLayout, HostBlocks
 from workers.cache.blocks import BlockCache
 from workers.engine.batch import Batch, FinishReason, RequestOutput, SampledToken, StepResult
 from workers.engine.request import Request
@@ -68,7 +68,7 @@ def expected_output(request: Request) -> tuple[list[int], FinishReason]:
     return tokens[request.num_prompt :], FinishReason.LENGTH
 
 
-class FakeModel:
+class FakeModel(HostBlocks):
     """Answers batches from a cache of its own, and checks that the cache holds what the requests say.
 
     The cache is a `BlockBytes`, so that its blocks can move.

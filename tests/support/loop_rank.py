@@ -13,11 +13,11 @@ from baleen.sampling import SamplingParams
 from tests.support.clock import ManualClock
 from tests.support.engine import EOS, FINGERPRINT, VOCAB_SIZE, FakeModel
 from tests.support.fake_group import FakeGroup
+from workers.cache.block_bytes import BlockBytes
 from workers.cache.blocks import BlockCache
-from workers.cache.tensors import CacheBytes
 from workers.engine.batch import StepResult
 from workers.engine.inbox import Inbox
-from workers.engine.loop import StepLoop
+from workers.engine.loop import StepLoop, StepRunner
 from workers.engine.messages import (
     Destination,
     Fetch,
@@ -30,7 +30,6 @@ from workers.engine.messages import (
     Submit,
 )
 from workers.engine.scheduler import Scheduler
-from workers.model.runner import Runner
 from workers.transfer.moves import Moves
 
 
@@ -48,8 +47,8 @@ class RealModel:
 
     spec: ModelSpec
     fingerprint: bytes
-    runner: Runner
-    cache: CacheBytes
+    runner: StepRunner
+    cache: BlockBytes
 
 
 class Rank:

@@ -12,9 +12,9 @@ from threading import Thread
 
 from baleen.blocks import BlockHash
 from baleen.telemetry import Log
-from workers.cache.block_bytes import BlockLayout
+from workers.cache.block_bytes import BlockLayout, HostBlock, HostBlocks, address_of
 from workers.transfer import protocol
-from workers.transfer.nixl_payload import NixlPayload, address_of
+from workers.transfer.nixl_payload import NixlPayload
 from workers.transfer.payload import Payload, StreamPayload
 from workers.transfer.tcp import TcpTransport
 from workers.transfer.tls import Tls
@@ -30,7 +30,7 @@ TIMEOUT_S = 20.0
 """Bounds every wait of a test; nothing takes nearly as long."""
 
 
-class Memory:
+class Memory(HostBlocks):
     """Blocks of random bytes, as a `BlockBytes`."""
 
     def __init__(self, num_blocks: int, seed: int, layout: BlockLayout = LAYOUT) -> None:
@@ -173,7 +173,7 @@ class RawSender:
         )
         # each in memory of its own, since the receiver may come for it later
         self._memory.blocks[self._num_sent][:] = payload
-        views = self._payload.after_header(self._memory.views(self._num_sent))
+        views = self._payload.after_header(HostBlock(self._memory.views(self._num_sent)))
         self._num_sent += 1
         self.sock.sendall(protocol.pack_header(replace(header, **changed)) + b"".join(views))  # type: ignore[arg-type]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +32,39 @@ class BlockLayout:
         return f"{self.record_format}, {self.num_layers} layers of {sizes}"
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryKind:
+    """Where blocks lie: the machine's memory, or that of its GPU `device`."""
+
+    on_gpu: bool
+    device: int
+
+
+HOST = MemoryKind(on_gpu=False, device=0)
+
+
+class OpenBlock(Protocol):
+    """A block whose bytes are at hand.
+
+    views: writable memory of the machine for all bytes, in the layout's order: the block's own, or memory beside it.
+    """
+
+    views: list[memoryview]
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Address and bytes of the block's own memory: of each layer's records, then of each layer's index keys."""
+        ...
+
+    def load(self) -> None:
+        """Bring the block's bytes into `views`; they are there on return."""
+        ...
+
+    def store(self) -> None:
+        """Bring the bytes in `views` into the block; they are there on return."""
+        ...
+
+
 class BlockBytes(Protocol):
     """One rank's cache as a transport sees it."""
 
@@ -37,11 +73,20 @@ class BlockBytes(Protocol):
         """Sizes and format of every block."""
         ...
 
-    def views(self, block_id: int) -> list[memoryview]:
-        """The block's own memory in the layout's order, writable, without a copy; any thread.
+    @property
+    def memory(self) -> MemoryKind:
+        """Where all of it lies."""
+        ...
 
-        Whoever reads holds the block as lent, whoever writes has it as arriving.
+    def mark(self) -> Callable[[], object]:
+        """A wait, for any thread, until all steps are over that began before this call, which is the step loop's.
+
+        A block may be read or written by others once those steps are over that wrote or read it.
         """
+        ...
+
+    def open(self, block_id: int) -> AbstractContextManager[OpenBlock]:
+        """The block, for any thread. Whoever reads holds it as lent, whoever writes has it as arriving."""
         ...
 
     def regions(self) -> list[tuple[int, int]]:
@@ -49,14 +94,64 @@ class BlockBytes(Protocol):
         ...
 
 
+class HostBlock:
+    """An `OpenBlock` in the machine's memory, at hand without a copy."""
+
+    def __init__(self, views: list[memoryview]) -> None:
+        self.views = views
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """See OpenBlock."""
+        return [(address_of(view), len(view)) for view in self.views]
+
+    def load(self) -> None:
+        """See OpenBlock; they are there."""
+
+    def store(self) -> None:
+        """See OpenBlock; they are there."""
+
+
+class HostBlocks(ABC):
+    """What `BlockBytes` asks for beside layout and regions, of blocks in the machine's memory."""
+
+    memory = HOST
+
+    @abstractmethod
+    def views(self, block_id: int) -> list[memoryview]:
+        """The block's own memory in the layout's order, writable, without a copy; any thread."""
+
+    def mark(self) -> Callable[[], object]:
+        """See BlockBytes; a step is over when the loop goes on."""
+        return no_wait
+
+    @contextmanager
+    def open(self, block_id: int) -> Iterator[OpenBlock]:
+        """See BlockBytes."""
+        yield HostBlock(self.views(block_id))
+
+
+def no_wait() -> None:
+    """What there is to wait for where a step is over when its call returns."""
+
+
+def address_of(view: memoryview) -> int:
+    """Where a writable view begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
 def export_block(cache: BlockBytes, block_id: int) -> bytes:
     """A copy of the whole block as contiguous bytes."""
-    return b"".join(cache.views(block_id))
+    with cache.open(block_id) as block:
+        block.load()
+        return b"".join(block.views)
 
 
 def import_block(cache: BlockBytes, block_id: int, data: Sequence[int] | bytes) -> None:
     """Overwrite a block with the bytes that `export_block` gave for one of the same layout."""
     source = memoryview(bytes(data))
     assert len(source) == cache.layout.block_bytes, f"{len(source)} bytes, a block has {cache.layout.block_bytes}"
-    for view in cache.views(block_id):
-        view[:], source = source[: len(view)], source[len(view) :]
+    with cache.open(block_id) as block:
+        for view in block.views:
+            view[:], source = source[: len(view)], source[len(view) :]
+        block.store()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,11 +11,12 @@ from baleen.config import CacheDtype
 from baleen.errors import ConfigError
 from baleen.model_spec import ModelSpec
 from kernels.cache.layout import index_page_bytes, latent_record_bytes
+from workers.cache.block_bytes import no_wait
 
 
 class DeviceCache:
     """One rank's cache. latent: by layer, [slots, record bytes] uint8 packed, or [slots, latent + rotated] bfloat16.
-    index: by layer, [num_blocks, page bytes] uint8, always float8.
+    index: by layer, [num_blocks, page bytes] uint8, always float8. All layers of each are one piece of memory.
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, dtype: CacheDtype, device: torch.device) -> None:
@@ -24,8 +25,28 @@ class DeviceCache:
         width, kind = _record(spec, dtype)
         page = index_page_bytes(spec.index_head_dim)
         slots = num_blocks * BLOCK_TOKENS
-        self.latent = [torch.zeros(slots, width, dtype=kind, device=device) for _ in range(spec.num_layers)]
-        self.index = [torch.zeros(num_blocks, page, dtype=torch.uint8, device=device) for _ in range(spec.num_layers)]
+        self._latent = torch.zeros(spec.num_layers, slots, width, dtype=kind, device=device)
+        self._index = torch.zeros(spec.num_layers, num_blocks, page, dtype=torch.uint8, device=device)
+        self.latent, self.index = list(self._latent.unbind()), list(self._index.unbind())
+        self._stepped: torch.cuda.Event | None = None
+
+    def step_queued(self) -> None:
+        """All of a step that reads or writes the cache is queued for the device."""
+        if self._latent.is_cuda:
+            event = torch.cuda.Event(blocking=True)
+            event.record()
+            self._stepped = event
+
+    def mark(self) -> Callable[[], object]:
+        """A wait, for any thread, until the steps are over that are queued by now; one thread queues them."""
+        return no_wait if self._stepped is None else self._stepped.synchronize
+
+    def by_block(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory of records and of index keys as uint8 [layers, num_blocks, bytes of one layer's block]."""
+        latent, index = (
+            whole.view(torch.uint8).view(len(whole), self.num_blocks, -1) for whole in (self._latent, self._index)
+        )
+        return latent, index
 
     def layers(self) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
         """See CacheTensors."""

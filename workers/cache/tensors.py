@@ -22,7 +22,7 @@ from baleen.errors import ConfigError
 from baleen.model_spec import QUANT_BLOCK, ModelSpec
 from kernels.cache import layout
 from kernels.quant.reference import hadamard
-from workers.cache.block_bytes import BlockLayout
+from workers.cache.block_bytes import BlockLayout, HostBlocks
 
 
 class CacheTensors(Protocol):
@@ -67,7 +67,7 @@ class HoldsLayers(Protocol):
         ...
 
 
-class CacheBytes:
+class CacheBytes(HostBlocks):
     """A cache in the machine's memory as `BlockBytes`: views of the tensors, layer by layer.
 
     record_format: names what the numbers are, for a peer to compare.
@@ -84,7 +84,7 @@ class CacheBytes:
         return self._layout
 
     def views(self, block_id: int) -> list[memoryview]:
-        """See BlockBytes."""
+        """See HostBlocks."""
         return [memoryview(part[block_id]) for part in self._parts]
 
     def regions(self) -> list[tuple[int, int]]:

@@ -23,7 +23,6 @@ from workers.parallel.dispatch import ExpertExchange
 from workers.parallel.lockstep import DecodeSize
 from workers.staging import Staging
 
-
 SWAPS_PER_LAYER = 2
 """Of a layer with experts in a step that is filled up: records there, answers back."""
 
@@ -71,6 +70,7 @@ class DeviceRunner:
         pieces = self._tables.pieces(items)
         owners = [place for place, piece in enumerate(pieces) if piece.samples]
         logits_NV = self._logits(pieces, decode)
+        self.cache.step_queued()
         replayed = self._num_swaps if decode is not None and self._graphs is not None else 0
         with self._exchange.waiting(replayed):
             return step_result(self._sampler, logits_NV, items, owners)

@@ -1,12 +1,12 @@
 """Blocks by NIXL: the sender tells addresses on the connection, and the receiver reads that memory into its own.
 
 Nobody writes into another rank's memory, so that nothing can land late. What is read from a block that its sender has
-given to somebody else meanwhile has the wrong checksum.
+given to somebody else meanwhile has the wrong checksum. A GPU's blocks are read and written where they are; both sides
+copy them to the machine's memory for the checksum alone.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import socket
@@ -20,12 +20,15 @@ from threading import Lock
 from typing import Any
 
 from baleen.errors import ConfigError
-from workers.cache.block_bytes import BlockBytes
+from workers.cache.block_bytes import BlockBytes, MemoryKind, OpenBlock
 from workers.transfer.protocol import cut, receive_exactly
 from workers.transfer.transport import TransferError
 
 MOST_IDLE = 128
 """Senders that are remembered without a connection, since to meet one again takes a quarter of a second."""
+
+_MEMORY = struct.Struct("<?I")
+"""What stands before the agent's metadata: the kind of memory in which the sender's blocks lie."""
 
 _SHORTEST_PAUSE_S = 20e-6
 _LONGEST_PAUSE_S = 1e-3
@@ -34,6 +37,7 @@ _LONGEST_PAUSE_S = 1e-3
 @dataclass(slots=True, eq=False)
 class _Peer:
     name: str
+    memory: MemoryKind
     connections: int = 0
     failed: bool = False
 
@@ -50,23 +54,25 @@ class NixlPayload:
         package = import_nixl()
         # its memory is registered for as long as the agent lives
         self._cache = cache
-        self._addresses = struct.Struct(f"<{len(cache.views(0))}Q")
+        self._addresses = struct.Struct(f"<{2 * cache.layout.num_layers}Q")
+        self._memory = cache.memory
         self._lock = Lock()
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
         try:
             strict = package.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
             config = package.nixl_agent_config(backends=["UCX"], sync_mode=strict)
             self._agent: Any = package.nixl_agent(uuid.uuid4().hex, config)
-            regions = [(address, num_bytes, 0, "") for address, num_bytes in cache.regions()]
-            self._agent.register_memory(self._agent.get_reg_descs(regions, "DRAM"))
-            self.metadata: bytes = self._agent.get_agent_metadata()
+            regions = [(address, num_bytes, self._memory.device, "") for address, num_bytes in cache.regions()]
+            self._agent.register_memory(self._agent.get_reg_descs(regions, _name_of(self._memory)))
+            kind = _MEMORY.pack(self._memory.on_gpu, self._memory.device)
+            self.metadata: bytes = kind + self._agent.get_agent_metadata()
         # the classes of its errors have no base of their own
         except Exception as error:
             raise ConfigError(f"transfer.transport is 'nixl', which does not start: {error!r}") from error
 
-    def after_header(self, views: list[memoryview]) -> list[memoryview]:
+    def after_header(self, block: OpenBlock) -> list[memoryview]:
         """See Payload: the address of each piece, 8 bytes; their lengths follow from the layout."""
-        return [memoryview(self._addresses.pack(*map(address_of, views)))]
+        return [memoryview(self._addresses.pack(*(address for address, _ in block.pieces)))]
 
     def open(self, metadata: bytes) -> NixlSource:
         """See Payload."""
@@ -74,7 +80,8 @@ class NixlPayload:
             peer = self._peers.get(metadata)
             if peer is None:
                 try:
-                    peer = _Peer(self._agent.add_remote_agent(metadata).decode())
+                    memory = MemoryKind(*_MEMORY.unpack_from(metadata))
+                    peer = _Peer(self._agent.add_remote_agent(metadata[_MEMORY.size :]).decode(), memory)
                 except Exception as error:
                     raise TransferError(f"the sender's NIXL metadata cannot be used: {error!r}") from error
                 self._peers[metadata] = peer
@@ -99,8 +106,8 @@ class NixlPayload:
         """What `after_header` made. Raises TransferError, OSError."""
         return self._addresses.unpack(receive_exactly(sock, self._addresses.size))
 
-    def read(self, peer: _Peer, sock: socket.socket, addresses: tuple[int, ...], views: list[memoryview]) -> None:
-        """Read the sender's memory into `views`; returns or raises only when nothing is written there any more.
+    def read(self, peer: _Peer, sock: socket.socket, addresses: tuple[int, ...], block: OpenBlock) -> None:
+        """Read the sender's memory into the block; returns or raises only when nothing is written there any more.
 
         If that takes longer than the socket's timeout, the connection is cut first. Raises TransferError.
         """
@@ -108,9 +115,13 @@ class NixlPayload:
         pause, late = _SHORTEST_PAUSE_S, False
         agent = self._agent
         try:
-            here = agent.get_xfer_descs([(address_of(view), len(view), 0) for view in views], "DRAM")
-            pieces = [(address, len(view), 0) for address, view in zip(addresses, views, strict=True)]
-            there = agent.get_xfer_descs(pieces, "DRAM")
+            here, there = [
+                agent.get_xfer_descs([(*piece, memory.device) for piece in pieces], _name_of(memory))
+                for memory, pieces in (
+                    (self._memory, block.pieces),
+                    (peer.memory, [(at, size) for at, (_, size) in zip(addresses, block.pieces, strict=True)]),
+                )
+            ]
             transfer = agent.initialize_xfer("READ", here, there, peer.name)
             state = agent.transfer(transfer)
             while state == "PROC":
@@ -137,10 +148,14 @@ class NixlSource:
         self._metadata = metadata
         self._peer = peer
 
-    def fill(self, sock: socket.socket, views: list[memoryview]) -> None:
+    def fill(self, sock: socket.socket, block: OpenBlock) -> None:
         """See Source. A sender that neither answers nor dies holds this until it does one of both."""
         addresses = self._payload.receive_addresses(sock)
-        self._payload.read(self._peer, sock, addresses, views)
+        self._payload.read(self._peer, sock, addresses, block)
+        block.load()
+
+    def keep(self, block: OpenBlock) -> None:
+        """See Source; it was read into the block."""
 
     def skip(self, sock: socket.socket, num_bytes: int) -> None:
         """See Source."""
@@ -168,6 +183,5 @@ def import_nixl() -> Any:
     return package
 
 
-def address_of(view: memoryview) -> int:
-    """Where a writable view begins."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+def _name_of(memory: MemoryKind) -> str:
+    return "VRAM" if memory.on_gpu else "DRAM"

@@ -5,17 +5,23 @@ from __future__ import annotations
 import socket
 from typing import Protocol
 
+from workers.cache.block_bytes import OpenBlock
 from workers.transfer.protocol import receive_exactly, receive_into
 
 
 class Source(Protocol):
     """The receiver's side of one connection; its thread only uses it."""
 
-    def fill(self, sock: socket.socket, views: list[memoryview]) -> None:
-        """Bring the block whose header was read last into `views`; nothing writes there once this has returned.
+    def fill(self, sock: socket.socket, block: OpenBlock) -> None:
+        """Bring the block whose header was read last into the block's views; nothing writes there, or into the block,
+        once this has returned.
 
         The socket's timeout bounds the whole. Raises TransferError, OSError.
         """
+        ...
+
+    def keep(self, block: OpenBlock) -> None:
+        """What `fill` brought is right: see that it is in the block."""
         ...
 
     def skip(self, sock: socket.socket, num_bytes: int) -> None:
@@ -37,8 +43,8 @@ class Payload(Protocol):
         """What a receiver needs before the first block."""
         ...
 
-    def after_header(self, views: list[memoryview]) -> list[memoryview]:
-        """What follows a block's header on the connection."""
+    def after_header(self, block: OpenBlock) -> list[memoryview]:
+        """What follows a block's header on the connection. The block is loaded."""
         ...
 
     def open(self, metadata: bytes) -> Source:
@@ -47,22 +53,26 @@ class Payload(Protocol):
 
 
 class StreamPayload:
-    """A `Payload` and a `Source`: the bytes themselves follow the header, and go straight to their place."""
+    """A `Payload` and a `Source`: the bytes themselves follow the header, and go straight to where they are at hand."""
 
     name = "tcp"
     metadata = b""
 
-    def after_header(self, views: list[memoryview]) -> list[memoryview]:
+    def after_header(self, block: OpenBlock) -> list[memoryview]:
         """See Payload."""
-        return views
+        return block.views
 
     def open(self, metadata: bytes) -> StreamPayload:
         """See Payload."""
         return self
 
-    def fill(self, sock: socket.socket, views: list[memoryview]) -> None:
+    def fill(self, sock: socket.socket, block: OpenBlock) -> None:
         """See Source."""
-        receive_into(sock, views)
+        receive_into(sock, block.views)
+
+    def keep(self, block: OpenBlock) -> None:
+        """See Source."""
+        block.store()
 
     def skip(self, sock: socket.socket, num_bytes: int) -> None:
         """See Source."""

@@ -1,6 +1,7 @@
 """Taking blocks over TCP: one thread listens, one per connection writes into the blocks of its ticket.
 
-A block is received straight into its place in the cache, which nobody else reads or writes until it has landed.
+A block is received straight into its place in the cache, which nobody else reads or writes until it has landed; on a
+GPU into memory beside it first.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ _BACKLOG = 128
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A landing and the one connection that ever uses it."""
+    """A landing and the one connection that ever uses it. past_steps_over: waits for the steps before it."""
 
     landing: Landing
+    past_steps_over: Callable[[], object]
     connection: socket.socket | None = None
     revoked: bool = False
 
@@ -101,7 +103,7 @@ class Receiver:
         assert len(landing.block_ids) == len(landing.hashes) > 0
         with self._lock:
             assert landing.ticket not in self._tickets
-            self._tickets[landing.ticket] = _Ticket(landing)
+            self._tickets[landing.ticket] = _Ticket(landing, self._cache.mark())
 
     def revoke(self, ticket: str) -> bool:
         """See Transport."""
@@ -240,6 +242,8 @@ class Receiver:
 
     def _take_blocks(self, connection: socket.socket, entry: _Ticket, source: Source) -> None:
         landing = entry.landing
+        # a step that is not over may still use the blocks as what they were before
+        entry.past_steps_over()
         num_landed = 0
         while num_landed < len(landing.block_ids):
             # between blocks the sender computes; the reservation's end cuts the connection
@@ -253,13 +257,14 @@ class Receiver:
                 source.skip(connection, header.num_bytes)
                 send_ack(connection, header.index, AckStatus.DUPLICATE)
                 continue
-            views = self._cache.views(landing.block_ids[place])
-            source.fill(connection, views)
-            if checksum(views) != header.checksum:
-                with self._lock:
-                    self.counts.damaged += 1
-                send_ack(connection, header.index, AckStatus.DAMAGED)
-                raise TransferError(f"block {header.index} is damaged: its checksum is wrong")
+            with self._cache.open(landing.block_ids[place]) as block:
+                source.fill(connection, block)
+                if checksum(block.views) != header.checksum:
+                    with self._lock:
+                        self.counts.damaged += 1
+                    send_ack(connection, header.index, AckStatus.DAMAGED)
+                    raise TransferError(f"block {header.index} is damaged: its checksum is wrong")
+                source.keep(block)
             with self._lock:
                 if entry.revoked:
                     self.counts.fenced += 1

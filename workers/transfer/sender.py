@@ -40,9 +40,12 @@ WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """A block, and a wait for the step that computes it."""
+
     index: int
     block_id: int
     block_hash: BlockHash
+    is_computed: Callable[[], object]
 
 
 class TcpPush:
@@ -76,7 +79,7 @@ class TcpPush:
 
     def send(self, index: int, block_id: int, block_hash: BlockHash) -> None:
         """See Push."""
-        self._queue.put(_Item(index, block_id, block_hash))
+        self._queue.put(_Item(index, block_id, block_hash, self._cache.mark()))
 
     def finish(self) -> None:
         """See Push."""
@@ -145,16 +148,18 @@ class TcpPush:
             self._read_ack(sock)
 
     def _send_block(self, sock: socket.socket, item: _Item) -> None:
-        views = self._cache.views(item.block_id)
-        header = BlockHeader(
-            self._identity,
-            self._ticket,
-            item.index,
-            item.block_hash,
-            self._cache.layout.block_bytes,
-            checksum(views),
-        )
-        send_all(sock, [memoryview(pack_header(header)), *self._payload.after_header(views)])
+        item.is_computed()
+        with self._cache.open(item.block_id) as block:
+            block.load()
+            header = BlockHeader(
+                self._identity,
+                self._ticket,
+                item.index,
+                item.block_hash,
+                self._cache.layout.block_bytes,
+                checksum(block.views),
+            )
+            send_all(sock, [memoryview(pack_header(header)), *self._payload.after_header(block)])
         self._unacknowledged.append(item.index)
 
     def _read_ack(self, sock: socket.socket) -> None:

@@ -7,10 +7,14 @@ import torch
 
 from baleen.model_spec import ModelSpec, model_spec_from_config
 from tests.support.models import golden_recipe
-from workers.cache.block_bytes import export_block, import_block
+from workers.cache.block_bytes import HOST, export_block, import_block
+from workers.cache.device_bytes import DeviceBytes
+from workers.cache.device_tensors import DeviceCache
 from workers.cache.tensors import CacheBytes, allocate_cache
 
+CPU = torch.device("cpu")
 FORMATS = ["float32", "bfloat16", "float8"]
+DEVICE_FORMATS = ["bfloat16", "float8"]
 
 
 def spec() -> ModelSpec:
@@ -86,3 +90,58 @@ def test_bytes_of_another_size_are_not_imported():
     cache = CacheBytes(filled_cache("float32", 1, 1), "f")
     with pytest.raises(AssertionError, match="a block has"):
         import_block(cache, 0, b"short")
+
+
+def device_cache(cache_dtype, num_blocks, seed):
+    """A device's cache of random bytes."""
+    cache = DeviceCache(
+        model_spec_from_config(golden_recipe("dev_fp8.golden").full_config()), num_blocks, cache_dtype, CPU
+    )
+    for part in cache.by_block():
+        part.random_(0, 256, generator=torch.Generator().manual_seed(seed))
+    return cache
+
+
+def block_of(cache, block):
+    """What the kernels read of a block, by layer."""
+    slots = slice(64 * block, 64 * block + 64)
+    return [records[slots].view(torch.uint8).clone() for records in cache.latent] + [
+        pages[block].clone() for pages in cache.index
+    ]
+
+
+@pytest.mark.parametrize("cache_dtype", DEVICE_FORMATS)
+def test_a_device_s_block_passes_through_memory_beside_it(cache_dtype):
+    source, target = device_cache(cache_dtype, 3, 1), device_cache(cache_dtype, 4, 2)
+    before = [block_of(target, block) for block in range(4)]
+    outgoing, incoming = DeviceBytes(source, "f"), DeviceBytes(target, "f")
+    data = export_block(outgoing, 1)
+    # in the order of the layout
+    assert data == b"".join(part.numpy().tobytes() for part in block_of(source, 1))
+    assert len(data) == outgoing.layout.block_bytes
+    with incoming.open(2) as block:
+        block.views[0][:] = data
+        assert same(block_of(target, 2), before[2]), "nothing is in the block before it is stored"
+        with incoming.open(3) as other:
+            assert other.views[0] != data, "each block that is open has its own memory"
+    import_block(incoming, 2, data)
+    assert same(block_of(target, 2), block_of(source, 1))
+    assert all(same(before[block], block_of(target, block)) for block in (0, 1, 3))
+
+
+@pytest.mark.parametrize("cache_dtype", DEVICE_FORMATS)
+def test_a_device_s_layout_and_pieces_are_those_of_its_tensors(cache_dtype):
+    cache = device_cache(cache_dtype, 2, 1)
+    outside = DeviceBytes(cache, "f")
+    record = 656 if cache_dtype == "float8" else 2 * 576
+    assert (outside.layout.latent_bytes, outside.layout.index_bytes) == (64 * record, 8448)
+    with outside.open(1) as block:
+        expected = [
+            (part.data_ptr(), part.nbytes) for part in (*(r[64:] for r in cache.latent), *(p[1] for p in cache.index))
+        ]
+        assert block.pieces == expected
+    (latent, latent_bytes), (index, index_bytes) = outside.regions()
+    assert latent == cache.latent[0].data_ptr() and index == cache.index[0].data_ptr()
+    assert latent_bytes + index_bytes == cache.num_bytes
+    assert outside.memory == HOST
+    outside.mark()()
