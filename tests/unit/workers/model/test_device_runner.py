@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
+from baleen.errors import ConfigError
 from baleen.ids import RequestId
 from baleen.sampling import SamplingParams
 from tests.support.golden import golden
@@ -61,6 +62,12 @@ def test_prompts_then_a_decode_step_of_all(runner):
     again = runner.run(step).sampled
     logits = runner.logits(step)
     assert [token.token_id for token in again] == logits.argmax(-1).tolist()
+
+
+def test_ranks_that_would_fill_their_steps_up_to_other_sizes_do_not_start(runner, monkeypatch):
+    monkeypatch.setattr(runner._exchange, "swap", lambda mine: torch.tensor([[2, 512], [3, 512]]))
+    with pytest.raises(ConfigError, match="2 requests and 512 tokens here, 3 and 512 at rank 1"):
+        runner.warm_up()
 
 
 def test_an_item_that_does_not_sample_has_no_token(runner):
