@@ -31,7 +31,7 @@ def gate(
     scores, the best groups stay, and the K best biased scores in them win; of equals the lower id. Weights are the
     unbiased scores, normalised and scaled (official demo, `Gate`). The best expert comes first.
     """
-    scores_TE = torch.sigmoid(x_TD.float() @ weight_ED.t())
+    scores_TE = torch.sigmoid(x_TD.float() @ weight_ED.float().t())
     return choose_experts(
         scores_TE,
         bias_E,

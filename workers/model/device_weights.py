@@ -14,7 +14,7 @@ import torch
 from baleen.model_spec import QUANT_BLOCK, ModelSpec, scale_shape
 from kernels.cache.reference import KeyNorms
 from kernels.quant.scaled import Scaled
-from workers.model.names import FLOAT8, layer_prefix
+from workers.model.names import BFLOAT16, FLOAT8, layer_prefix
 from workers.model.placement import Places
 
 INDEX_NORM_EPS = 1e-6
@@ -47,7 +47,12 @@ class DeviceMlp:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMoe:
-    """gate: [E, D] and bias: [E] float32. gate_up: [L, 2*I, D]. down: [L, D, I]. shared: None without any."""
+    """gate: [E, D], bfloat16 if stored so, else float32. bias: [E] float32. gate_up: [L, 2*I, D]. down: [L, D, I].
+    shared: None without any.
+
+    The scores are float32 sums of products that nothing rounds, as the official gate computes them from a float32 copy:
+    two numbers of 8 bits of mantissa have an exact product. A copy would be twice the bytes for the same scores.
+    """
 
     gate: torch.Tensor
     bias: torch.Tensor
@@ -168,12 +173,16 @@ class _Allocation:
         experts = [f"{prefix}experts.{expert}." for expert in self.local_experts]
         gate_up, down = self._experts(experts, spec.moe_intermediate_size)
         return DeviceMoe(
-            gate=self._float32(prefix + "gate.weight", spec.num_experts, spec.hidden_size),
+            gate=self._gate(prefix + "gate.weight"),
             bias=self._float32(prefix + "gate.e_score_correction_bias", spec.num_experts),
             gate_up=gate_up,
             down=down,
             shared=self._mlp(prefix + "shared_experts.", spec.moe_intermediate_size * shared) if shared else None,
         )
+
+    def _gate(self, name: str) -> torch.Tensor:
+        dtype = torch.bfloat16 if self.dtypes[name] == BFLOAT16 else torch.float32
+        return self._place(name, self._empty(dtype, self.spec.num_experts, self.spec.hidden_size))
 
     def _experts(self, prefixes: list[str], inner: int) -> tuple[Scaled, Scaled]:
         """gate_up [L, 2 * I, D] and down [L, D, I]; both float8 or neither, as the kernels want them."""

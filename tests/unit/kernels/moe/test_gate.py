@@ -60,6 +60,15 @@ def test_weights_in_float32_beside_rows_in_bfloat16(device):
     assert ids.shape == (3, 3)
 
 
+def test_a_float32_copy_of_bfloat16_weights_gives_the_same_bits(device):
+    from kernels.moe.gate import gate
+
+    x, weight, bias = problem(device, 3, 16, 1100, torch.bfloat16)
+    few = {"experts_per_token": 3, "num_groups": 1, "topk_groups": 1, "normalise": True, "scaling": 1.0}
+    for found, copied in zip(gate(x, weight, bias, **few), gate(x, weight.float(), bias, **few), strict=True):
+        assert torch.equal(found, copied)
+
+
 def test_the_golden_case(device):
     expected = golden("primitives")["gate"]
     ids, weights = by_logits([expected["logits"]], expected["bias"], device, **MODEL)

@@ -46,6 +46,8 @@ def test_float8_stays_as_it_is_stored(golden_directory):
     assert torch.equal(layer.attention.w_uk, by_head[:, : spec.qk_nope_head_dim])
     assert torch.equal(layer.attention.w_uv, by_head[:, spec.qk_nope_head_dim :])
     assert times.num_bytes < weight_bytes(weights)
+    gate = stored[f"{prefix}mlp.gate.weight"]
+    assert gate.dtype == layer.mlp.gate.dtype == torch.bfloat16 and torch.equal(layer.mlp.gate, gate)
 
 
 def test_bfloat16_has_no_scales_and_a_rank_holds_its_experts(golden_directory):
@@ -57,6 +59,14 @@ def test_bfloat16_has_no_scales_and_a_rank_holds_its_experts(golden_directory):
     assert share.local_experts == range(half, 2 * half)
     assert torch.equal(share.layers[2].mlp.down.values, whole.layers[2].mlp.down.values[half:])
     assert torch.equal(share.lm_head, whole.lm_head)
+
+
+def test_a_gate_in_float32_is_not_rounded(golden_directory):
+    directory = golden_directory("tiny_v32_golden")
+    weights, _ = load(directory)
+    (number, layer), *_ = [(n, one) for n, one in enumerate(weights.layers) if hasattr(one.mlp, "gate")]
+    assert layer.mlp.gate.dtype == torch.float32
+    assert torch.equal(layer.mlp.gate, stored_tensors(directory)[f"model.layers.{number}.mlp.gate.weight"])
 
 
 @pytest.mark.parametrize("name", ["dev_fp8.golden"])
