@@ -1,16 +1,18 @@
 """Processor time of the gateway's own code for each streamed token: no socket, no gRPC, no other process.
 
-usage: python -m benchmarks.gateway_inside [--tokens 20000] [--rounds 3]
+usage: python -m benchmarks.gateway_inside [--tokens 20000] [--streams 16] [--rounds 3]
 
-Prints one JSON object: microseconds for each token of a streamed chat, from the bytes of the router's message to those
-of the event, the best of the rounds; `plain` without options, `thinking` inside the reasoning, `logprobs` with two
-rivals, which takes the long way. Nothing of it waits, so a busy machine slows it down but little.
+Prints one JSON object: microseconds for each token of streamed chats, from the bytes of the router's message, which has
+a token for each of the streams, to those of the events, the best of the rounds; `plain` without options, `thinking`
+inside the reasoning, `logprobs` with two rivals, which takes the long way. Nothing of it waits, so a busy machine slows
+it down but little.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import time
@@ -26,6 +28,7 @@ from router.gateway.chat.answer import ChatShape, ChunkOptions
 from router.gateway.chat.request import ChatLimits, read_ask
 from router.gateway.connection import Connection
 from router.gateway.engine import Engine, Running
+from router.gateway.line import Line
 from router.gateway.models import ModelNames
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -36,27 +39,42 @@ BODIES: Mapping[str, dict[str, Any]] = {
 }
 
 
-class _Call:
-    """A call of the router that has all its messages already."""
+class _Router:
+    """A stub whose one stream has its messages already: all are admitted, a token for each in each step, the end."""
 
-    def __init__(self, message: bytes, count: int) -> None:
-        self._message = message
-        self._left = count + 1
-        self._count = count
+    def __init__(self, token: inference_pb2.Delta, *, steps: int, streams: int) -> None:
+        self._step = self._all(streams, delta=token)
+        self._first = self._all(streams, admitted=inference_pb2.Admitted(request_id="x"))
+        self._last = self._all(streams, finished=inference_pb2.Finished())
+        self._messages = itertools.chain([self._first], itertools.repeat(self._step, steps), [self._last])
+        self.go = asyncio.Event()
 
-    async def read(self) -> inference_pb2.GenerateResponse | None:
+    def GenerateMany(self, requests: Any) -> _Router:
+        """The stream."""
+        return self
+
+    async def read(self) -> inference_pb2.GenerateManyResponse | None:
         """The next message."""
-        self._left -= 1
-        if self._left == self._count:
-            return inference_pb2.GenerateResponse(admitted=inference_pb2.Admitted(request_id="x"))
-        return inference_pb2.GenerateResponse.FromString(self._message) if self._left >= 0 else None
+        message = next(self._messages, None)
+        if message is None:
+            return None
+        if message is not self._first:
+            await self.go.wait()
+            # as where it comes from a socket, others have their turn
+            await asyncio.sleep(0)
+        return inference_pb2.GenerateManyResponse.FromString(message)
 
     def cancel(self) -> None:
         """Nothing goes on."""
 
+    @staticmethod
+    def _all(streams: int, **news: Any) -> bytes:
+        events = [inference_pb2.Event(number=number, **news) for number in range(streams)]
+        return inference_pb2.GenerateManyResponse(events=events).SerializeToString()
 
-async def once(name: str, tokens: int) -> float:
-    """Seconds of the processor for so many tokens."""
+
+async def once(name: str, *, steps: int, streams: int) -> float:
+    """Seconds of the processor for so many steps."""
     tokenizer = Tokenizer(tiny_tokenizer())
     engine = Engine("127.0.0.1:1", tokenizer, FORMATS["deepseek-v3.2"], deadline_s=10.0)
     body = {**BODIES[name], "messages": [{"role": "user", "content": "hi"}]}
@@ -65,29 +83,39 @@ async def once(name: str, tokens: int) -> float:
     if ask.sampling.logprobs:
         top = [common_pb2.TokenLogprob(token_id=3, logprob=-1.0)] * ask.sampling.logprobs
         delta.logprobs.append(common_pb2.PositionLogprobs(logprob=-0.5, top=top))
-    message = inference_pb2.GenerateResponse(delta=delta).SerializeToString()
+    router: Any = _Router(delta, steps=steps, streams=streams)
+    line = Line(router)
 
     async def send(message: Any) -> None:
         pass
 
-    running = Batch([Running(_Call(message, tokens), ask, engine)], [1])
-    shape = ChatShape(
-        ask,
-        tokenizer,
-        answer_id="chatcmpl-0123456789abcdef01234567",
-        created=1_800_000_000,
-        fingerprint="fp_0123456789abcdef",
-        options=ChunkOptions(),
-        stream=True,
-    )
-    connection = Connection(send, SystemClock())
-    await connection.start(200, [])
-    await running.admitted()
+    async def answer(running: Batch) -> None:
+        shape = ChatShape(
+            ask,
+            tokenizer,
+            answer_id="chatcmpl-0123456789abcdef01234567",
+            created=1_800_000_000,
+            fingerprint="fp_0123456789abcdef",
+            options=ChunkOptions(),
+            stream=True,
+        )
+        connection = Connection(send, SystemClock())
+        await connection.start(200, [])
+        async for pieces in running.pieces():
+            if frames := [frame for piece in pieces for frame in shape.take(piece)]:
+                await connection.events(frames)
+
+    request = inference_pb2.GenerateRequest()
+    all_running = []
+    for _ in range(streams):
+        strand = line.start(request, tenant="", traceparent="", deadline_s=3600.0)
+        all_running.append(Batch([Running(strand, ask, engine)], [1]))
+    await asyncio.gather(*(running.admitted() for running in all_running))
     begin = time.process_time()
-    async for piece in running.pieces():
-        if frames := shape.take(piece):
-            await connection.events(frames)
+    router.go.set()
+    await asyncio.gather(*(answer(running) for running in all_running))
     seconds = time.process_time() - begin
+    await line.close()
     await engine.close()
     return seconds
 
@@ -96,14 +124,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    cells = {
-        name: round(
-            min(1e6 * asyncio.run(once(name, options.tokens)) / options.tokens for _ in range(options.rounds)), 2
-        )
-        for name in BODIES
-    }
+    steps = options.tokens // options.streams
+    cells = {}
+    for name in BODIES:
+        rounds = [asyncio.run(once(name, steps=steps, streams=options.streams)) for _ in range(options.rounds)]
+        cells[name] = round(1e6 * min(rounds) / (steps * options.streams), 2)
     print(json.dumps({"us_per_token": cells, "load_average": os.getloadavg()[0]}, indent=2))
 
 

@@ -2,15 +2,16 @@
 memory: prints one JSON object.
 
 usage: python -m benchmarks.gateway_overhead [--requests 400] [--tokens 128] [--concurrency 16] [--gap-ms 20]
-           [--rounds 3] [--held 1000] [--held-s 60] [--resumable]
+           [--rounds 3] [--ranks 1] [--held 1000] [--held-s 60] [--resumable]
 
-The router here is a server that was given its answers beforehand and sends a token every --gap-ms to each stream, one
-in a message, as a router with busy ranks does. `gateway` is a whole gateway (uvloop, keys, ledger) in a process of its
-own, called over HTTP; `direct` is a process that makes the same calls of that router by gRPC itself; `socket` is one
-that only writes frames of the same size at the same pace to as many connections, so that the sum of `direct` and
+The router here is a server that was given its answers beforehand. Its requests are shared out among --ranks, each of
+which has a token every --gap-ms for all of its own at the same time, as busy ranks have. `gateway` is a whole gateway
+(uvloop, keys, ledger) in a process of its own, called over HTTP; `many` and `direct` are processes that make the same
+calls of that router by gRPC themselves, all on one stream as the gateway does, and each as a call of its own; `socket`
+is one that only writes frames of the same size at the same pace to as many connections, so that the sum of `many` and
 `socket` is what a gateway that does nothing but pass tokens on would take. CPU is that of the process in question
-alone, user and system: per token by the difference between requests of 1 token
-and of --tokens, per request what is left. Rounds of both take turns.
+alone, user and system: per token by the difference between requests of 1 token and of --tokens, per request what is
+left. Rounds of all take turns.
 
 held: so many streams at the same time, each with a token a second; resident memory of the gateway over that time, once
 all of them have begun. --resumable: the streams are such that a client may come back to.
@@ -26,79 +27,33 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 import uvloop
 
 from baleen.accounts_config import KeysConfig, PriceConfig
 from baleen.gateway_config import GatewayConfig
 from baleen.telemetry import Log
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
-from baleen.wire.channel import SERVER_OPTIONS, open_channel
+from baleen.wire.channel import open_channel
+from benchmarks.paced_router import router_process
 from router.gateway.config import GatewayProcessConfig
+from router.gateway.line import Line
 from router.gateway.main import Gateway
 from tests.support.gateway_server import add_key
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 PRICES = (PriceConfig(model="baleen", input_hit="0.028", input_miss="0.28", output="0.42"),)
 PROMPT = "the thing " * 40
-TEXT = "the thing "
 DEADLINE_S = 600.0
 FRAME = b"f" * 276 + b"\r\n"
 """As long as a token's piece of a chat is on the wire."""
 
 Round = Callable[[int, int, int], Awaitable[None]]
 """Makes so many requests, so many at a time, of so many tokens."""
-
-
-def router_process(pipe: Connection) -> None:
-    """A server with its answers ready, until the pipe says something. A gap in a request's user text: `gap=0.5`."""
-    token_ids = json.loads(pipe.recv())
-    delta = inference_pb2.Delta(text=TEXT, token_ids=token_ids)
-    admitted = inference_pb2.GenerateResponse(admitted=inference_pb2.Admitted(request_id="x")).SerializeToString()
-    token = inference_pb2.GenerateResponse(delta=delta).SerializeToString()
-    usage = common_pb2.Usage(prompt_tokens=1, cached_tokens=0)
-    first = inference_pb2.GenerateResponse(
-        delta=inference_pb2.Delta(text=TEXT, token_ids=token_ids, usage=usage)
-    ).SerializeToString()
-    last = inference_pb2.GenerateResponse(
-        delta=inference_pb2.Delta(finish_reason=common_pb2.FINISH_REASON_LENGTH, usage=usage)
-    ).SerializeToString()
-    model = inference_pb2.Model(id="baleen", max_context=1 << 20, vocab_size=300, has_tokenizer=True, fingerprint="f")
-    models = inference_pb2.ListModelsResponse(models=[model]).SerializeToString()
-
-    async def generate(raw: bytes, context: Any) -> None:
-        request = inference_pb2.GenerateRequest.FromString(raw)
-        gap_s = request.sampling.top_k / 1e3
-        await context.write(admitted)
-        for place in range(request.sampling.max_tokens):
-            await context.write(token if place else first)
-            if gap_s:
-                await asyncio.sleep(gap_s)
-        await context.write(last)
-
-    async def list_models(raw: bytes, context: Any) -> bytes:
-        return models
-
-    async def serve() -> None:
-        server = grpc.aio.server(options=SERVER_OPTIONS)
-        handlers = {
-            "Generate": grpc.unary_stream_rpc_method_handler(generate),
-            "ListModels": grpc.unary_unary_rpc_method_handler(list_models),
-        }
-        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("baleen.v1.InferenceService", handlers)])
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        pipe.send(f"127.0.0.1:{port}")
-        await asyncio.to_thread(pipe.recv)
-        await server.stop(0.0)
-
-    uvloop.run(serve())
 
 
 async def _answer(pipe: Connection, do: Callable[[Any], Awaitable[Any]] | None = None) -> None:
@@ -128,26 +83,36 @@ def gateway_process(pipe: Connection, folder: str, router: str) -> None:
     uvloop.run(serve())
 
 
-def direct_process(pipe: Connection, router: str, prompt: list[int]) -> None:
+def caller_process(pipe: Connection, router: str, prompt: list[int], is_many: bool) -> None:
     """A caller of the router: what is asked is (requests, concurrency, tokens, gap)."""
 
     async def serve() -> None:
         channel = open_channel(router)
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        line = Line(stub)
 
-        async def once(tokens: int, gap_ms: int) -> None:
-            sampling = common_pb2.SamplingParams(max_tokens=tokens, top_k=gap_ms)
-            request = inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=prompt), sampling=sampling)
+        async def alone(request: inference_pb2.GenerateRequest) -> None:
             text = []
             async for message in stub.Generate(request, timeout=DEADLINE_S):
                 text.append(message.delta.text)
 
+        async def with_others(request: inference_pb2.GenerateRequest) -> None:
+            text = []
+            strand = line.start(request, tenant="", traceparent="", deadline_s=DEADLINE_S)
+            while deltas := await strand.deltas():
+                text += [delta.text for delta in deltas]
+
         async def do(asked: Any) -> None:
             requests, concurrency, tokens, gap_ms = asked
-            await at_once(lambda: once(tokens, gap_ms), requests, concurrency)
+            request = inference_pb2.GenerateRequest(
+                token_ids=inference_pb2.TokenIds(ids=prompt),
+                sampling=common_pb2.SamplingParams(max_tokens=tokens, top_k=gap_ms),
+            )
+            await at_once(lambda: (with_others if is_many else alone)(request), requests, concurrency)
 
         pipe.send("ready")
         await _answer(pipe, do)
+        await line.close()
         await channel.close(None)
 
     uvloop.run(serve())
@@ -280,7 +245,12 @@ async def held(http: Http, pid: int, *, streams: int, seconds: int) -> dict[str,
 
 
 async def measure(
-    options: argparse.Namespace, http: Http, gateway: Connection, direct: Connection, frames: Connection, pid: int
+    options: argparse.Namespace,
+    http: Http,
+    gateway: Connection,
+    callers: Mapping[str, Connection],
+    frames: Connection,
+    pid: int,
 ) -> Any:
     """All cells."""
     port = frames.recv()
@@ -292,8 +262,11 @@ async def measure(
     async def through_gateway(requests: int, concurrency: int, tokens: int) -> None:
         await at_once(lambda: http.once(tokens, options.gap_ms), requests, concurrency)
 
-    async def directly(requests: int, concurrency: int, tokens: int) -> None:
-        await ask(direct, (requests, concurrency, tokens, options.gap_ms))
+    def calling(pipe: Connection) -> Round:
+        async def call(requests: int, concurrency: int, tokens: int) -> None:
+            await ask(pipe, (requests, concurrency, tokens, options.gap_ms))
+
+        return call
 
     async def framed(requests: int, concurrency: int, tokens: int) -> None:
         async def once() -> None:
@@ -306,7 +279,7 @@ async def measure(
 
     ways: dict[str, tuple[Connection, Round]] = {
         "gateway": (gateway, through_gateway),
-        "direct": (direct, directly),
+        **{name: (pipe, calling(pipe)) for name, pipe in callers.items()},
         "socket": (frames, framed),
     }
     for _, way in ways.values():
@@ -343,6 +316,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--gap-ms", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--held", type=int, default=1000)
     parser.add_argument("--held-s", type=int, default=60)
     parser.add_argument("--resumable", action="store_true")
@@ -362,20 +336,20 @@ def main() -> None:
             processes.append(process)
             return here
 
-        router = start(router_process)
-        router.send(json.dumps(tokenizer.encode("the").ids[:1]))
-        router_address = router.recv()
+        router_address = start(router_process, tokenizer.encode("the").ids[:1], options.ranks).recv()
         gateway = start(gateway_process, folder, router_address)
         http = Http(gateway.recv(), key, resumable=options.resumable)
-        direct = start(direct_process, router_address, tokenizer.encode(PROMPT).ids)
-        direct.recv()
+        prompt = tokenizer.encode(PROMPT).ids
+        callers = {name: start(caller_process, router_address, prompt, name == "many") for name in ("many", "direct")}
+        for caller in callers.values():
+            caller.recv()
         frames = start(socket_process)
-        cells = uvloop.run(measure(options, http, gateway, direct, frames, processes[1].pid or 0))
+        cells = uvloop.run(measure(options, http, gateway, callers, frames, processes[1].pid or 0))
         for pipe, process in zip(reversed(pipes), reversed(processes), strict=True):
             pipe.send("end")
             process.join(10)
     shape = {"requests": options.requests, "tokens": options.tokens, "concurrency": options.concurrency}
-    shape |= {"gap_ms": options.gap_ms, "resumable": options.resumable}
+    shape |= {"gap_ms": options.gap_ms, "ranks": options.ranks, "resumable": options.resumable}
     print(json.dumps({**shape, "cpus": os.cpu_count(), "load_average": os.getloadavg()[0], **cells}, indent=2))
 
 

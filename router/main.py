@@ -198,6 +198,7 @@ class Router:
         if self._metrics is not None:
             # both addresses are free at once for whoever takes the place of this router
             await asyncio.to_thread(self._metrics.close)
+        self._service.end_sessions()
         if self._server is not None:
             await self._server.stop(drain_s)
         self._parts.admission.close()

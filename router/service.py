@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from baleen.wire.errors import abort, wire_error
 from baleen.wire.reports import finish_to_proto, logprobs_to_proto
 from baleen.wire.sampling import sampling_from_proto
 from baleen.wire.serving import metadata_of
+from router.client_session import ClientSession, Outlet, Terms
 from router.explanation import explanation_to_proto
 from router.journal import log_refusal
 from router.members import Members
@@ -32,6 +34,21 @@ LONG_TEXT = 10_000
 """Characters from which on a text is tokenised beside the event loop."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CallOutlet:
+    """The outlet of a call that carries one request."""
+
+    def __init__(self, context: Context) -> None:
+        self._write = context.write
+
+    async def admitted(self, message: inference_pb2.Admitted) -> None:
+        """Its first message."""
+        await self._write(inference_pb2.GenerateResponse(admitted=message))
+
+    async def delta(self, message: inference_pb2.Delta) -> None:
+        """One more."""
+        await self._write(inference_pb2.GenerateResponse(delta=message))
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -61,58 +78,90 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._clock = clock
         self._log = log
         self._running: set[RequestId] = set()
+        self._client_sessions: set[ClientSession] = set()
+        self._ends_sessions = False
         self.leaving = False
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """Continue a prompt; see the proto file."""
+        metadata = metadata_of(context)
+        terms = Terms(
+            tenant=metadata.get("x-tenant", ""),
+            traceparent=metadata.get("traceparent", ""),
+            remaining_s=context.time_remaining(),
+        )
+        try:
+            await self._generate(request, terms, CallOutlet(context))
+        except BaleenError as error:
+            await abort(context, error)
+
+    async def GenerateMany(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[inference_pb2.GenerateManyRequest], context: Context
+    ) -> None:
+        """Continue many prompts on one stream; see the proto file."""
+        session = ClientSession(self._generate)
+        self._client_sessions.add(session)
+        if self._ends_sessions:
+            session.leave()
+        try:
+            await session.run(request_iterator, context.write)
+        except BaleenError as error:
+            await abort(context, error)
+        finally:
+            self._client_sessions.discard(session)
+
+    def end_sessions(self) -> None:
+        """Let streams of many requests end after those that run, so that their clients open new ones elsewhere."""
+        self._ends_sessions = True
+        for session in self._client_sessions:
+            session.leave()
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, terms: Terms, outlet: Outlet) -> None:
+        """Serve one request. Raises BaleenError, and nothing else unless it is cancelled itself."""
         job: Job | None = None
         try:
-            job = await self._job(request, context)
-            await self._serve(job, context)
+            job = await self._job(request, terms)
+            await self._serve(job, outlet)
         except BaleenError as error:
             if job is None:
                 self._records.meters.refused(wire_error(type(error)).code.name)
-                log_refusal(self._log, request.request_id, metadata_of(context).get("traceparent", ""), error)
-            await abort(context, error)
+                log_refusal(self._log, request.request_id, terms.traceparent, error)
+            raise
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             # where not the call but something that it waited for was cancelled, the client waits for an answer
             self._log.error("request failed by a fault of the router", error=repr(error))
-            await abort(context, BaleenError("internal error of the router; its log has more"))
+            raise BaleenError("internal error of the router; its log has more") from error
 
-    async def _serve(self, job: Job, context: Context) -> None:
+    async def _serve(self, job: Job, outlet: Outlet) -> None:
         if job.request_id in self._running:
             raise AlreadyRunning(f"request_id is {job.request_id!r}, which is running already")
         self._running.add(job.request_id)
 
         async def on_admitted() -> None:
-            admitted = inference_pb2.Admitted(request_id=job.request_id)
-            await context.write(inference_pb2.GenerateResponse(admitted=admitted))
+            await outlet.admitted(inference_pb2.Admitted(request_id=job.request_id))
 
         async def emit(delta: Delta) -> None:
-            await context.write(inference_pb2.GenerateResponse(delta=delta_to_proto(delta, len(job.prompt))))
+            await outlet.delta(delta_to_proto(delta, len(job.prompt)))
 
         try:
             await self._proxy.run(job, on_admitted, emit)
         finally:
             self._running.discard(job.request_id)
 
-    async def _job(self, request: inference_pb2.GenerateRequest, context: Context) -> Job:
+    async def _job(self, request: inference_pb2.GenerateRequest, terms: Terms) -> Job:
         if self.leaving:
             raise NotReady("the router is leaving; the request was not started")
         self._check_model(request.model)
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         sampling = sampling_from_proto(request.sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         if sampling.stop and self._tokenizer is None:
             raise InvalidRequest(f"stop is {list(sampling.stop)!r}, but the model has no tokenizer", field="stop")
-        remaining_s = context.time_remaining()
-        if remaining_s is None:
-            remaining_s = self._max_deadline_s
-        tenant = metadata.get("x-tenant", "")
+        remaining_s = self._max_deadline_s if terms.remaining_s is None else terms.remaining_s
+        tenant = terms.tenant
         return Job(
             request_id=RequestId(request.request_id) if request.request_id else new_request_id(),
             prompt=await self._prompt(request),
@@ -124,7 +173,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             # one tenant's salt must never equal another's
             cache_salt=f"{len(tenant)}:{tenant}:{request.cache_salt}" if tenant or request.cache_salt else "",
             first_token_within_s=request.first_token_within_s if request.HasField("first_token_within_s") else None,
-            traceparent=metadata.get("traceparent", ""),
+            traceparent=terms.traceparent,
         )
 
     async def _prompt(self, request: inference_pb2.GenerateRequest) -> tuple[int, ...]:

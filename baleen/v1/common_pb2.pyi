@@ -474,12 +474,15 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Machine-readable and stable, for example INVALID_REQUEST; one of the reasons that the documentation lists."""
     message: _builtins.str
     """For people: names the value and its limit."""
     field: _builtins.str
     """The field of the request that is wrong, if one is."""
+    code: _builtins.int
+    """The code (google.rpc.Code) of the status of a call that failed with it as a whole."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
         """When to try again, if that can help."""
@@ -491,10 +494,11 @@ class Failure(_message.Message):
         message: _builtins.str = ...,
         field: _builtins.str = ...,
         retry_after: _duration_pb2.Duration | None = ...,
+        code: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "message", b"message", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,11 @@ class InferenceServiceStub:
                 request_serializer=baleen_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baleen_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.GenerateMany = channel.stream_stream(
+                '/baleen.v1.InferenceService/GenerateMany',
+                request_serializer=baleen_dot_v1_dot_inference__pb2.GenerateManyRequest.SerializeToString,
+                response_deserializer=baleen_dot_v1_dot_inference__pb2.GenerateManyResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/baleen.v1.InferenceService/Tokenize',
                 request_serializer=baleen_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -73,6 +78,17 @@ class InferenceServiceServicer:
     def Generate(self, request, context):
         """Generate continues a prompt. The first message says that the request was admitted; until then, and only until
         then, the call may be tried again without doing work twice. Cancelling the call ends the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateMany(self, request_iterator, context):
+        """GenerateMany carries many requests on one stream, for gateways and others that have many at a time: one message has
+        what is new of all of them, which costs both ends far less than a stream for each. Every request has a number, ends
+        as its Generate would, and harms no other. When the client is gone, its requests are cancelled; when it has only
+        ended its side, the stream ends after the last of them. A message that breaks these rules ends the stream with
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +129,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=baleen_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=baleen_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateMany': grpc.stream_stream_rpc_method_handler(
+                    servicer.GenerateMany,
+                    request_deserializer=baleen_dot_v1_dot_inference__pb2.GenerateManyRequest.FromString,
+                    response_serializer=baleen_dot_v1_dot_inference__pb2.GenerateManyResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -165,6 +186,33 @@ class InferenceService:
             '/baleen.v1.InferenceService/Generate',
             baleen_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             baleen_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMany(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baleen.v1.InferenceService/GenerateMany',
+            baleen_dot_v1_dot_inference__pb2.GenerateManyRequest.SerializeToString,
+            baleen_dot_v1_dot_inference__pb2.GenerateManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

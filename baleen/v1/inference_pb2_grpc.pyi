@@ -40,6 +40,13 @@ class InferenceServiceStub:
     """Generate continues a prompt. The first message says that the request was admitted; until then, and only until
     then, the call may be tried again without doing work twice. Cancelling the call ends the request.
     """
+    GenerateMany: _grpc.StreamStreamMultiCallable[_inference_pb2.GenerateManyRequest, _inference_pb2.GenerateManyResponse]
+    """GenerateMany carries many requests on one stream, for gateways and others that have many at a time: one message has
+    what is new of all of them, which costs both ends far less than a stream for each. Every request has a number, ends
+    as its Generate would, and harms no other. When the client is gone, its requests are cancelled; when it has only
+    ended its side, the stream ends after the last of them. A message that breaks these rules ends the stream with
+    INVALID_ARGUMENT.
+    """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Tokenize gives the token ids of a text."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.DetokenizeRequest, _inference_pb2.DetokenizeResponse]
@@ -60,6 +67,13 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generate continues a prompt. The first message says that the request was admitted; until then, and only until
     then, the call may be tried again without doing work twice. Cancelling the call ends the request.
+    """
+    GenerateMany: _aio.StreamStreamMultiCallable[_inference_pb2.GenerateManyRequest, _inference_pb2.GenerateManyResponse]  # type: ignore[assignment]
+    """GenerateMany carries many requests on one stream, for gateways and others that have many at a time: one message has
+    what is new of all of them, which costs both ends far less than a stream for each. Every request has a number, ends
+    as its Generate would, and harms no other. When the client is gone, its requests are cancelled; when it has only
+    ended its side, the stream ends after the last of them. A message that breaks these rules ends the stream with
+    INVALID_ARGUMENT.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Tokenize gives the token ids of a text."""
@@ -84,6 +98,19 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """Generate continues a prompt. The first message says that the request was admitted; until then, and only until
         then, the call may be tried again without doing work twice. Cancelling the call ends the request.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateMany(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inference_pb2.GenerateManyRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateManyResponse], _abc.AsyncIterator[_inference_pb2.GenerateManyResponse]]:
+        """GenerateMany carries many requests on one stream, for gateways and others that have many at a time: one message has
+        what is new of all of them, which costs both ends far less than a stream for each. Every request has a number, ends
+        as its Generate would, and harms no other. When the client is gone, its requests are cancelled; when it has only
+        ended its side, the stream ends after the last of them. A message that breaks these rules ends the stream with
+        INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod

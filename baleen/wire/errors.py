@@ -72,6 +72,7 @@ _BY_CODE = {
     grpc.StatusCode.ALREADY_EXISTS: AlreadyRunning,
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
 }
+_BY_NUMBER = {code.value[0]: kind for code, kind in _BY_CODE.items()}
 
 
 def wire_error(kind: type[BaleenError]) -> WireError:
@@ -119,17 +120,20 @@ def refusal_to_failure(name: str, field: str | None, message: str) -> common_pb2
 
 
 def error_from_failure(failure: common_pb2.Failure) -> BaleenError:
-    """The error that the other side met. A reason that this version does not know is an internal error."""
+    """The error that the other side met. Of a reason that this version does not know: the nearest of its code."""
     delay = failure.retry_after.seconds + failure.retry_after.nanos / 1e9 if failure.HasField("retry_after") else None
-    return _build(_BY_REASON.get(failure.reason, BaleenError), failure.message, failure.field, delay)
+    kind = _BY_REASON.get(failure.reason) or _BY_NUMBER.get(failure.code, BaleenError)
+    return _build(kind, failure.message, failure.field, delay)
 
 
 def _failure(kind: type[BaleenError], field: str | None, message: str, after_s: float | None) -> common_pb2.Failure:
+    wire = wire_error(kind)
     return common_pb2.Failure(
-        reason=wire_error(kind).reason,
+        reason=wire.reason,
         message=message,
         field=field or "",
         retry_after=None if after_s is None else _duration(after_s),
+        code=wire.code.value[0],
     )
 
 

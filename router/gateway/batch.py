@@ -9,8 +9,8 @@ from dataclasses import replace
 from router.gateway.ask import Ask, Piece, TokenUsage
 from router.gateway.engine import Engine, Running
 
-MOST_WAITING = 64
-"""Pieces that wait to be taken; with more the router is not read."""
+MOST_WAITING = 16
+"""Lists of pieces that wait to be taken; with more, no more news are taken from the router."""
 
 
 class Batch:
@@ -38,12 +38,12 @@ class Batch:
         for one in self._running:
             await one.admitted()
 
-    def pieces(self) -> AsyncIterator[Piece]:
-        """News of the answers as they come. Raises what the router failed with."""
+    def pieces(self) -> AsyncIterator[list[Piece]]:
+        """News of the answers as they come, all that there are at a time. Raises what the router failed with."""
         return self._running[0].pieces() if len(self._running) == 1 else self._mixed()
 
-    async def _mixed(self) -> AsyncIterator[Piece]:
-        queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(MOST_WAITING)
+    async def _mixed(self) -> AsyncIterator[list[Piece]]:
+        queue: asyncio.Queue[list[Piece] | BaseException | None] = asyncio.Queue(MOST_WAITING)
         readers = [
             asyncio.create_task(self._read(one, start, queue))
             for one, start in zip(self._running, self._starts, strict=True)
@@ -57,7 +57,8 @@ class Batch:
                 if news is None:
                     left -= 1
                 else:
-                    yield replace(news, usage=self.usage)
+                    usage = self.usage
+                    yield [replace(piece, usage=usage) for piece in news]
         finally:
             for reader in readers:
                 reader.cancel()
@@ -67,19 +68,19 @@ class Batch:
         for one in self._running:
             one.close()
 
-    async def _read(self, one: Running, start: int, queue: asyncio.Queue[Piece | BaseException | None]) -> None:
+    async def _read(self, one: Running, start: int, queue: asyncio.Queue[list[Piece] | BaseException | None]) -> None:
         try:
-            async for piece in one.pieces():
-                await queue.put(replace(piece, index=start + piece.index))
+            async for pieces in one.pieces():
+                await queue.put([replace(piece, index=start + piece.index) for piece in pieces])
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
 
-async def start_batch(engine: Engine, asks: Sequence[Ask], *, request_id: str, tenant: str, traceparent: str) -> Batch:
+def start_batch(engine: Engine, asks: Sequence[Ask], *, request_id: str, tenant: str, traceparent: str) -> Batch:
     """Begin all of them; whoever has the result must close it. request_id: of the first, the others have a number."""
     running: list[Running] = []
     for place, ask in enumerate(asks):
         name = f"{request_id}-{place}" if place else request_id
-        running.append(await engine.start(ask, request_id=name, tenant=tenant, traceparent=traceparent))
+        running.append(engine.start(ask, request_id=name, tenant=tenant, traceparent=traceparent))
     return Batch(running, [ask.sampling.n for ask in asks])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import grpc.aio
 
@@ -17,10 +16,10 @@ from baleen.text.output_parser import OutputParser
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
-from baleen.wire.errors import error_from_rpc
 from baleen.wire.sampling import sampling_to_proto
 from router.gateway.ask import Ask, Piece, TokenUsage
 from router.gateway.forms import Forms
+from router.gateway.line import Line, Strand
 from router.gateway.refusal import Unkeepable
 
 LONG_TEXT = 10_000
@@ -43,11 +42,13 @@ class Engine:
         self.forms = Forms()
         self._channel = open_channel(router)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._line = Line(self._stub)
         self._deadline_s = deadline_s
         self._end_think = tokenizer.encode(END_THINK)
 
     async def close(self) -> None:
         """End the connection."""
+        await self._line.close()
         await self._channel.close(None)
 
     async def model(self) -> inference_pb2.Model:
@@ -67,8 +68,8 @@ class Engine:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
 
-    async def start(self, ask: Ask, *, request_id: str, tenant: str, traceparent: str = "") -> Running:
-        """Begin; returns once the router was asked. Whoever has the result must close it."""
+    def start(self, ask: Ask, *, request_id: str, tenant: str, traceparent: str = "") -> Running:
+        """Begin: the router is asked. Whoever has the result must close it."""
         request = inference_pb2.GenerateRequest(
             request_id=request_id,
             token_ids=inference_pb2.TokenIds(ids=ask.prompt),
@@ -76,11 +77,8 @@ class Engine:
             priority=ask.priority,
             cache_salt=ask.cache_salt,
         )
-        metadata = [("x-tenant", tenant)] if tenant else []
-        if traceparent:
-            metadata.append(("traceparent", traceparent))
-        call = self._stub.Generate(request, timeout=self._deadline_s, metadata=tuple(metadata))
-        return Running(call, ask, self)
+        strand = self._line.start(request, tenant=tenant, traceparent=traceparent, deadline_s=self._deadline_s)
+        return Running(strand, ask, self)
 
     def answer(self, ask: Ask) -> Answer:
         """What takes one of the answers apart."""
@@ -93,12 +91,11 @@ class Engine:
 class Running:
     """One ask at the router, from its start to `close`."""
 
-    def __init__(self, call: Any, ask: Ask, engine: Engine) -> None:
-        self._call = call
+    def __init__(self, strand: Strand, ask: Ask, engine: Engine) -> None:
+        self._strand = strand
         self._ask = ask
         self._answers = [engine.answer(ask) for _ in range(ask.sampling.n)]
         self._usage = TokenUsage(len(ask.prompt), 0, 0, 0)
-        self._admitted = False
 
     @property
     def usage(self) -> TokenUsage:
@@ -107,32 +104,25 @@ class Running:
 
     async def admitted(self) -> None:
         """Wait until the router took the request. Raises what it refused it with."""
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        if not isinstance(message, inference_pb2.GenerateResponse):
-            raise BaleenError("the router ended a call without an answer")
-        assert message.WhichOneof("event") == "admitted"
-        self._admitted = True
+        await self._strand.admitted()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """News of the answers as they come. Raises what the router failed with."""
-        if not self._admitted:
-            await self.admitted()
-        read = self._call.read
-        while True:
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """News of the answers as they come, all that there are at a time. Raises what the router failed with."""
+        await self._strand.admitted()
+        while deltas := await self._strand.deltas():
+            pieces: list[Piece] = []
             try:
-                message = await read()
-            except grpc.aio.AioRpcError as error:
-                raise error_from_rpc(error) from error
-            if not isinstance(message, inference_pb2.GenerateResponse):
-                return
-            yield self._piece(message.delta)
+                for delta in deltas:
+                    pieces.append(self._piece(delta))
+            except BaleenError:
+                if pieces:
+                    yield pieces
+                raise
+            yield pieces
 
     def close(self) -> None:
         """End it, if it has not ended: the ranks stop."""
-        self._call.cancel()
+        self._strand.close()
 
     def _piece(self, delta: inference_pb2.Delta) -> Piece:
         answer = self._answers[delta.index]

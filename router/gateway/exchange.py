@@ -184,7 +184,7 @@ class _Request(Call):
         )
         running: Batch | None = None
         try:
-            running = await start_batch(
+            running = start_batch(
                 core.engine,
                 [replace(ask, priority=caller.capped(ask.priority)) for ask in asks],
                 request_id=self.request_id,
@@ -211,14 +211,15 @@ class _Request(Call):
         await sink.start(200, self.stream_headers())
         if first := shape.start():
             await sink.events(first)
-        async for piece in running.pieces():
-            if frames := shape.take(piece):
+        async for pieces in running.pieces():
+            if frames := [frame for piece in pieces for frame in shape.take(piece)]:
                 await sink.events(frames)
         await sink.events(shape.end(running.usage), last=True)
 
     async def _whole(self, running: Batch, shape: Shape, sink: Sink) -> None:
-        async for piece in running.pieces():
-            shape.take(piece)
+        async for pieces in running.pieces():
+            for piece in pieces:
+                shape.take(piece)
         body = json.dumps(shape.whole(running.usage), ensure_ascii=False).encode("utf-8", "replace")
         length = [] if sink.started else [(b"content-length", str(len(body)).encode())]
         await sink.start(200, [*self._whole_headers(), *length])

@@ -188,6 +188,8 @@ class Stream:
         """Some server-sent events; waits for room."""
         for frame in frames:
             while not self._streams.takes(self, len(frame)):
+                # who makes room learns of those before it
+                self._news.set()
                 self._streams.room.clear()
                 await self._streams.room.wait()
             self._events.append(b"%b%d\n%b" % (self._prefix, self.last + 1, frame))

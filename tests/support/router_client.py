@@ -113,10 +113,9 @@ async def router_with(
             await stack.enter_async_context(rank)
         router = Router(
             RouterProcessConfig(
-                listen="127.0.0.1:0",
                 ranks=",".join(rank.info.address for rank in ranks),
                 model=str(model) if model else "",
-                **config,
+                **{"listen": "127.0.0.1:0", **config},
             ),
             log=log or Log("off"),
         )

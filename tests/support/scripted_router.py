@@ -15,7 +15,7 @@ from baleen.text.stop_strings import StopStrings
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import SERVER_OPTIONS
-from baleen.wire.errors import abort
+from router.client_session import ClientSession, Outlet, Terms
 
 MAX_CONTEXT = 100_000
 
@@ -26,7 +26,7 @@ Reply = Callable[[str], str | BaleenError | None]
 class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
     """Usable as an async context manager; `address` is set inside.
 
-    prompts: texts that came. requests: as they came. cancelled: requests whose call was cancelled. hold_after: tokens
+    prompts: texts that came. requests: as they came. cancelled: requests that were. hold_after: tokens
     after which an answer waits for `go`. fail_after: tokens after which an answer fails, for `fail_reason`.
     """
 
@@ -62,29 +62,31 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         )
         return inference_pb2.ListModelsResponse(models=[model])
 
-    async def Generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:  # type: ignore[override]
+    async def GenerateMany(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        await ClientSession(self._serve).run(request_iterator, context.write)
+
+    async def _serve(self, request: inference_pb2.GenerateRequest, terms: Terms, outlet: Outlet) -> None:
         try:
-            await self._generate(request, context)
+            await self._generate(request, outlet)
         except asyncio.CancelledError:
             self.cancelled.append(request.request_id)
             raise
 
-    async def _generate(self, request: inference_pb2.GenerateRequest, context: Any) -> None:
+    async def _generate(self, request: inference_pb2.GenerateRequest, outlet: Outlet) -> None:
         prompt = self._tokenizer.decode(request.token_ids.ids)
         self.requests.append(request)
         self.prompts.append(prompt)
         reply = self.reply(prompt)
         if isinstance(reply, BaleenError):
-            await abort(context, reply)
-        admitted = inference_pb2.Admitted(request_id=request.request_id)
-        await context.write(inference_pb2.GenerateResponse(admitted=admitted))
+            raise reply
+        await outlet.admitted(inference_pb2.Admitted(request_id=request.request_id))
         if reply is None:
             await asyncio.Event().wait()
             return
         for index in range(max(1, request.sampling.n)):
             async for delta in self._deltas(request, self._tokenizer.encode(reply)):
                 delta.index = index
-                await context.write(inference_pb2.GenerateResponse(delta=delta))
+                await outlet.delta(delta)
 
     async def _deltas(self, request: inference_pb2.GenerateRequest, token_ids: list[int]) -> Any:
         sampling = request.sampling

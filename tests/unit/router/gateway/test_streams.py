@@ -61,14 +61,15 @@ def test_the_memory_of_all_streams_is_bounded_and_the_oldest_that_ended_go_first
     asyncio.run(scenario())
 
 
-def test_who_reads_makes_room_and_a_slow_reader_stops_the_work(monkeypatch):
+@pytest.mark.parametrize("together", [1, 100])
+def test_who_reads_makes_room_and_a_slow_reader_stops_the_work(monkeypatch, together):
     monkeypatch.setattr(streams, "EACH_BYTES", 10_000)
 
     async def scenario():
         shelf, sent, gate = Streams(keep_s=30, max_bytes=1 << 20), [], asyncio.Event()
         stream = shelf.open("me", "chat")
         reader = deliver(stream, sent, gate=gate)
-        writer = asyncio.create_task(_write(stream, 100))
+        writer = asyncio.create_task(_write(stream, 100, together=together))
         await turns(100)
         assert not writer.done() and stream.num_bytes <= 10_000 and stream.last < 12
         gate.set()
@@ -83,10 +84,10 @@ def test_who_reads_makes_room_and_a_slow_reader_stops_the_work(monkeypatch):
     asyncio.run(scenario())
 
 
-async def _write(stream, count):
+async def _write(stream, count, *, together=1):
     await stream.start(200, [])
-    for number in range(count):
-        await stream.events([FRAME], last=number == count - 1)
+    for number in range(0, count, together):
+        await stream.events([FRAME] * together, last=number + together == count)
 
 
 def test_work_that_nobody_can_know_of_ends_with_its_client():
