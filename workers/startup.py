@@ -152,7 +152,7 @@ def load(
     group.await_all("warm", READY_TIMEOUT_S)
     moves = Moves(
         blocks,
-        _open_transport(config, runner, weights.fingerprint, record_format, log),
+        open_transport(config, runner, weights.fingerprint, record_format, log),
         clock,
         fingerprint=fingerprint,
         prefix_cache=config.cache.prefix_cache,
@@ -205,7 +205,7 @@ def _make_runner(weights: Weights | DeviceWeights, config: RankConfig, group: Gr
     return DeviceRunner(weights, config, exchange)
 
 
-def _open_transport(
+def open_transport(
     config: RankConfig, runner: Runner | DeviceRunner, fingerprint: bytes, record_format: str, log: Log
 ) -> TcpTransport | None:
     """Listen for transfers, if routers can reach this rank. Raises ConfigError where that is impossible."""

@@ -3,7 +3,6 @@
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
-from threading import Event
 
 import pytest
 
@@ -13,7 +12,6 @@ from tests.support.transfer import (
     LAYOUT,
     MODEL,
     NIXL_ENVIRONMENT,
-    TIMEOUT_S,
     RawSender,
     Side,
     cable,
@@ -86,36 +84,6 @@ def test_blocks_arrive_where_they_were_expected_and_nowhere_else(sender, receive
     for source, target in ((2, 5), (4, 0), (1, 3)):
         assert receiver.memory.blocks[target] == sender.memory.blocks[source]
     assert receiver.changed() == [0, 3, 5] and sender.changed() == []
-
-
-def hold_steps(memory):
-    """Make all that is marked from now on wait for a step: (that somebody waits, that the step is over)."""
-    waited, over = Event(), Event()
-    memory.mark = lambda: lambda: (waited.set(), over.wait(TIMEOUT_S))
-    return waited, over
-
-
-def test_a_block_is_read_once_the_step_is_over_that_computes_it(sender, receiver):
-    waited, over = hold_steps(sender.memory)
-    receiver.transport.expect(landing("t", [0]))
-    sender.push(receiver.transport.address, "t", [1])
-    assert waited.wait(TIMEOUT_S)
-    sender.memory.blocks[1][:] = bytes(LAYOUT.block_bytes)
-    over.set()
-    assert receiver.news.take(2) == [*landed("t", 0), LandingEnded("t", None)]
-    assert receiver.memory.blocks[0] == bytes(LAYOUT.block_bytes)
-
-
-def test_a_block_is_written_once_the_steps_are_over_that_used_it(sender, receiver):
-    waited, over = hold_steps(receiver.memory)
-    receiver.transport.expect(landing("t", [0]))
-    sender.push(receiver.transport.address, "t", [1])
-    assert waited.wait(TIMEOUT_S)
-    assert receiver.changed() == []
-    receiver.memory.blocks[0][:] = bytes(LAYOUT.block_bytes)
-    over.set()
-    assert receiver.news.take(2) == [*landed("t", 0), LandingEnded("t", None)]
-    assert receiver.memory.blocks[0] == sender.memory.blocks[1]
 
 
 def test_a_block_leaves_as_soon_as_it_is_given(sender, receiver):

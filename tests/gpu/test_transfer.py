@@ -1,14 +1,10 @@
-"""Blocks of a GPU's cache between two ranks on it: the tokens of one rank, and no byte before its step is over."""
+"""Blocks of a GPU's cache between two ranks on it: the tokens of one rank, and no step that goes on unnoticed."""
 
 import pytest
 import torch
 
-from baleen.model_spec import model_spec_from_config
 from tests.support.device_transfer import device_rank, move, tokens_of
 from tests.support.golden import golden
-from tests.support.models import golden_recipe
-from workers.cache.device_bytes import DeviceBytes
-from workers.cache.device_tensors import DeviceCache
 
 pytestmark = pytest.mark.gpu
 
@@ -29,21 +25,19 @@ def test_a_prompt_that_another_rank_computed_gives_the_tokens_of_one_rank(cuda, 
         rank.transport.close()
 
 
-def test_a_block_is_read_once_the_step_is_over_that_computes_it(cuda):
-    spec = model_spec_from_config(golden_recipe(NAME).full_config())
-    cache = DeviceCache(spec, 2, "float8", cuda)
-    outside = DeviceBytes(cache, "f")
-    torch.cuda.synchronize()
-    torch.cuda._sleep(CYCLES)
-    for part in cache.by_block():
-        part[:, 1].fill_(7)
-    cache.step_queued()
-    is_computed = outside.mark()
-    with outside.open(1) as block:
-        is_computed()
-        block.load()
-        assert set(block.views[0]) == {7}
-        block.views[0][:] = bytes(range(256)) * (len(block.views[0]) // 256)
-        block.store()
-    assert cache.latent[0][64].tolist() == [place % 256 for place in range(656)]
-    assert not cache.latent[0][:64].any()
+def test_a_step_is_over_when_the_loop_goes_on_though_nothing_was_sampled(cuda, golden_directory):
+    rank = device_rank(golden_directory(NAME), cuda, "float8")
+    forward, queued = rank.model._model.forward, []
+
+    def slow(step):
+        torch.cuda._sleep(CYCLES)
+        logits = forward(step)
+        queued.append(torch.cuda.Event())
+        queued[-1].record()
+        return logits
+
+    rank.model._model.forward = slow
+    rank.prefill("p", list(range(10, 75)))
+    rank.steps(1)
+    assert len(queued) == 1 and queued[0].query()
+    rank.transport.close()

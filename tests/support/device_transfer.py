@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from baleen.config import CacheDtype
+from baleen.config import CacheDtype, ModelConfig, RankConfig, ServeConfig, TransferConfig
 from baleen.ids import Epoch, Incarnation
+from baleen.telemetry import Log
 from tests.support.clock import ManualClock
 from tests.support.device_ranks import make_runner
 from tests.support.loop_rank import Rank, RealModel
 from workers.cache.device_bytes import DeviceBytes
 from workers.parallel.local_group import LocalGroup
-from workers.transfer.nixl_payload import NixlPayload
-from workers.transfer.tcp import TcpTransport
+from workers.startup import open_transport
 
 NUM_BLOCKS = 12
 
@@ -27,12 +27,15 @@ def device_rank(directory: Path, device: torch.device, cache_dtype: CacheDtype, 
     weights = runner._model._weights
     record_format = f"triton|{cache_dtype}"
     fingerprint = weights.fingerprint + record_format.encode()
+    config = RankConfig(
+        model=ModelConfig(path="unused"),
+        serve=ServeConfig(listen="127.0.0.1:0", role="prefill"),
+        transfer=TransferConfig(transport="nixl" if nixl else "tcp"),
+    )
     return Rank(
         num_blocks=NUM_BLOCKS,
         max_running=NUM_BLOCKS // 3,
-        make_transport=lambda cache: TcpTransport(
-            "127.0.0.1", cache, weights.fingerprint.hex(), payload=NixlPayload(cache) if nixl else None
-        ),
+        make_transport=lambda cache: open_transport(config, runner, weights.fingerprint, record_format, Log("off")),
         real=RealModel(weights.spec, fingerprint, runner, DeviceBytes(runner.cache, record_format)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,13 +78,6 @@ class BlockBytes(Protocol):
         """Where all of it lies."""
         ...
 
-    def mark(self) -> Callable[[], object]:
-        """A wait, for any thread, until all steps are over that began before this call, which is the step loop's.
-
-        A block may be read or written by others once those steps are over that wrote or read it.
-        """
-        ...
-
     def open(self, block_id: int) -> AbstractContextManager[OpenBlock]:
         """The block, for any thread. Whoever reads holds it as lent, whoever writes has it as arriving."""
         ...
@@ -121,18 +114,10 @@ class HostBlocks(ABC):
     def views(self, block_id: int) -> list[memoryview]:
         """The block's own memory in the layout's order, writable, without a copy; any thread."""
 
-    def mark(self) -> Callable[[], object]:
-        """See BlockBytes; a step is over when the loop goes on."""
-        return no_wait
-
     @contextmanager
     def open(self, block_id: int) -> Iterator[OpenBlock]:
         """See BlockBytes."""
         yield HostBlock(self.views(block_id))
-
-
-def no_wait() -> None:
-    """What there is to wait for where a step is over when its call returns."""
 
 
 def address_of(view: memoryview) -> int:

@@ -1,7 +1,7 @@
 """A device's cache as bytes for a transport: a block passes through memory of the machine, pinned if there is a GPU.
 
-Threads of transfers come here, never the step loop, but for `mark`. A block's copy runs in a stream of its own, beside
-the steps, and waits for none but those before the mark.
+Threads of transfers come here, never the step loop. A block's copy runs in a stream of its own, beside the steps: those
+that wrote or read it are over, since the loop goes on only when its step is.
 
 Legend: L layers, N blocks of the cache, B bytes of one layer's block.
 """
@@ -9,7 +9,7 @@ Legend: L layers, N blocks of the cache, B bytes of one layer's block.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -22,17 +22,12 @@ class DeviceBytes:
     """A `BlockBytes`. record_format: names what the numbers are, for a peer to compare."""
 
     def __init__(self, cache: DeviceCache, record_format: str) -> None:
-        self._cache = cache
         self._parts_LNB = cache.by_block()
         latent, index = self._parts_LNB
         self.layout = BlockLayout(record_format, latent.shape[0], latent.shape[2], index.shape[2])
         self.memory = MemoryKind(on_gpu=latent.is_cuda, device=latent.device.index or 0)
         # one for each block that is open at a time; appending and popping need no lock
         self._free: deque[_Room] = deque()
-
-    def mark(self) -> Callable[[], object]:
-        """See BlockBytes."""
-        return self._cache.mark()
 
     @contextmanager
     def open(self, block_id: int) -> Iterator[OpenBlock]:

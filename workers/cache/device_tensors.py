@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,6 @@ from baleen.config import CacheDtype
 from baleen.errors import ConfigError
 from baleen.model_spec import ModelSpec
 from kernels.cache.layout import index_page_bytes, latent_record_bytes
-from workers.cache.block_bytes import no_wait
 
 
 class DeviceCache:
@@ -28,18 +27,6 @@ class DeviceCache:
         self._latent = torch.zeros(spec.num_layers, slots, width, dtype=kind, device=device)
         self._index = torch.zeros(spec.num_layers, num_blocks, page, dtype=torch.uint8, device=device)
         self.latent, self.index = list(self._latent.unbind()), list(self._index.unbind())
-        self._stepped: torch.cuda.Event | None = None
-
-    def step_queued(self) -> None:
-        """All of a step that reads or writes the cache is queued for the device."""
-        if self._latent.is_cuda:
-            event = torch.cuda.Event(blocking=True)
-            event.record()
-            self._stepped = event
-
-    def mark(self) -> Callable[[], object]:
-        """A wait, for any thread, until the steps are over that are queued by now; one thread queues them."""
-        return no_wait if self._stepped is None else self._stepped.synchronize
 
     def by_block(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory of records and of index keys as uint8 [layers, num_blocks, bytes of one layer's block]."""

@@ -64,7 +64,10 @@ class StepRunner(Protocol):
     """What computes a batch: `workers.model.runner.Runner`, or a fake."""
 
     def run(self, batch: Batch | None, decode: DecodeSize | None = None) -> StepResult:
-        """Compute a step; with None, only take part in the group's. decode: of an Agreement."""
+        """Compute a step, and return when it is over: its blocks are read by others from then on.
+
+        With None, only take part in the group's. decode: of an Agreement.
+        """
         ...
 
 

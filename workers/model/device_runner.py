@@ -62,18 +62,27 @@ class DeviceRunner:
         return 0 if self._graphs is None else len(self._graphs)
 
     def run(self, batch: Batch | None, decode: DecodeSize | None = None) -> StepResult:
-        """Compute a step; waits for the device once, for the tokens. Without tokens it takes part in the group's.
+        """Compute a step; waits for the device once, for the tokens, or where none is sampled for the step's end.
 
-        decode: of the group's Agreement.
+        So what it computed may be read by others, and its time be taken, when this returns. Without items it takes part
+        in the group's step and waits for nothing. decode: of the group's Agreement.
         """
         items = batch.items if batch is not None else ()
         pieces = self._tables.pieces(items)
         owners = [place for place, piece in enumerate(pieces) if piece.samples]
         logits_NV = self._logits(pieces, decode)
-        self.cache.step_queued()
         replayed = self._num_swaps if decode is not None and self._graphs is not None else 0
         with self._exchange.waiting(replayed):
+            if items and not owners:
+                self._wait()
             return step_result(self._sampler, logits_NV, items, owners)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            # blocking: other threads may have the processor meanwhile
+            queued = torch.cuda.Event(blocking=True)
+            queued.record()
+            queued.synchronize()
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [N, V] of the batch's sampling items, in item order. All ranks of a group call it together."""

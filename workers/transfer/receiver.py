@@ -54,10 +54,9 @@ _BACKLOG = 128
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
-    """A landing and the one connection that ever uses it. past_steps_over: waits for the steps before it."""
+    """A landing and the one connection that ever uses it."""
 
     landing: Landing
-    past_steps_over: Callable[[], object]
     connection: socket.socket | None = None
     revoked: bool = False
 
@@ -103,7 +102,7 @@ class Receiver:
         assert len(landing.block_ids) == len(landing.hashes) > 0
         with self._lock:
             assert landing.ticket not in self._tickets
-            self._tickets[landing.ticket] = _Ticket(landing, self._cache.mark())
+            self._tickets[landing.ticket] = _Ticket(landing)
 
     def revoke(self, ticket: str) -> bool:
         """See Transport."""
@@ -242,8 +241,6 @@ class Receiver:
 
     def _take_blocks(self, connection: socket.socket, entry: _Ticket, source: Source) -> None:
         landing = entry.landing
-        # a step that is not over may still use the blocks as what they were before
-        entry.past_steps_over()
         num_landed = 0
         while num_landed < len(landing.block_ids):
             # between blocks the sender computes; the reservation's end cuts the connection

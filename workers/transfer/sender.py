@@ -40,12 +40,9 @@ WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A block, and a wait for the step that computes it."""
-
     index: int
     block_id: int
     block_hash: BlockHash
-    is_computed: Callable[[], object]
 
 
 class TcpPush:
@@ -79,7 +76,7 @@ class TcpPush:
 
     def send(self, index: int, block_id: int, block_hash: BlockHash) -> None:
         """See Push."""
-        self._queue.put(_Item(index, block_id, block_hash, self._cache.mark()))
+        self._queue.put(_Item(index, block_id, block_hash))
 
     def finish(self) -> None:
         """See Push."""
@@ -148,7 +145,6 @@ class TcpPush:
             self._read_ack(sock)
 
     def _send_block(self, sock: socket.socket, item: _Item) -> None:
-        item.is_computed()
         with self._cache.open(item.block_id) as block:
             block.load()
             header = BlockHeader(

@@ -144,4 +144,3 @@ def test_a_device_s_layout_and_pieces_are_those_of_its_tensors(cache_dtype):
     assert latent == cache.latent[0].data_ptr() and index == cache.index[0].data_ptr()
     assert latent_bytes + index_bytes == cache.num_bytes
     assert outside.memory == HOST
-    outside.mark()()
