@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from threading import Semaphore
 
 import pytest
+import torch
 
 from baleen.errors import ConfigError
+from tests.support.device_transfer import bytes_of, device_rank, move
+from tests.support.models import make_golden_checkpoint
 from tests.support.transfer import (
     LAYOUT,
     NIXL_ENVIRONMENT,
@@ -119,6 +122,18 @@ def test_transfers_between_the_same_two_follow_each_other(make_side):
         assert failure_of(sender.news) is None
         assert receiver.news.take(2) == [BlockLanded(f"t{number}", 0), LandingEnded(f"t{number}", None)]
         assert receiver.memory.blocks[number] == sender.memory.blocks[number]
+
+
+def test_blocks_of_a_device_are_read_where_they_lie(tmp_path):
+    """On a CPU, where a device's cache is beside the memory that its blocks pass through all the same."""
+    pytest.importorskip("triton", reason="triton is not installed on this platform")
+    directory = make_golden_checkpoint("dev_bf16.golden", tmp_path / "model")
+    prefill, decode = (device_rank(directory, torch.device("cpu"), "float8", nixl=True) for _ in range(2))
+    prompt = list(range(10, 150))
+    assert move(prefill, decode, prompt)[1] is None
+    assert bytes_of(prefill, prompt) == bytes_of(decode, prompt) != []
+    prefill.transport.close()
+    decode.transport.close()
 
 
 @pytest.mark.parametrize("what_then", [signal.SIGCONT, signal.SIGKILL])

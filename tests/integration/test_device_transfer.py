@@ -7,11 +7,10 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from tests.support.device_transfer import device_rank, move, tokens_of
+from tests.support.device_transfer import bytes_of, device_rank, move, tokens_of
 from tests.support.golden import golden
 from tests.support.models import make_golden_checkpoint
-from tests.support.transfer import NIXL_ENVIRONMENT, cable
-from workers.cache.block_bytes import export_block
+from tests.support.transfer import cable
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
@@ -29,8 +28,8 @@ def ranks(directory):
     """Ranks of a record format, whose transports end with the test."""
     with ExitStack() as stack:
 
-        def make(count, cache_dtype="float8", **options):
-            made = [device_rank(directory, CPU, cache_dtype, **options) for _ in range(count)]
+        def make(count, cache_dtype="float8"):
+            made = [device_rank(directory, CPU, cache_dtype) for _ in range(count)]
             for rank in made:
                 stack.callback(rank.transport.close)
             return made
@@ -43,11 +42,6 @@ def prompt_of_two_blocks():
     return prompt[:140]
 
 
-def bytes_of(rank, prompt):
-    """The blocks of a prompt that a rank keeps."""
-    return [export_block(rank.transport._cache, block) for block in rank.blocks.find_prefix(b"", prompt)]
-
-
 @pytest.mark.parametrize("cache_dtype", ["float8", "bfloat16"])
 def test_a_prompt_that_another_rank_computed_gives_the_tokens_of_one_rank(ranks, cache_dtype):
     lone, prefill, decode = ranks(3, cache_dtype)
@@ -58,16 +52,6 @@ def test_a_prompt_that_another_rank_computed_gives_the_tokens_of_one_rank(ranks,
     assert decode.outputs[-1].num_cached_tokens == 128 and lone.outputs[-1].num_cached_tokens == 0
     assert bytes_of(prefill, prompt) == bytes_of(decode, prompt) != []
     assert prefill.busy_blocks == decode.busy_blocks == 0
-
-
-@pytest.mark.nixl
-def test_nixl_reads_from_one_cache_into_the_other(ranks, monkeypatch):
-    for name, value in NIXL_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    prefill, decode = ranks(2, nixl=True)
-    prompt = prompt_of_two_blocks()
-    assert move(prefill, decode, prompt)[1] is None
-    assert bytes_of(prefill, prompt) == bytes_of(decode, prompt) != []
 
 
 def test_a_damaged_block_is_computed_again(ranks):

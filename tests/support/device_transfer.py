@@ -13,6 +13,7 @@ from baleen.telemetry import Log
 from tests.support.clock import ManualClock
 from tests.support.device_ranks import make_runner
 from tests.support.loop_rank import Rank, RealModel
+from workers.cache.block_bytes import export_block
 from workers.cache.device_bytes import DeviceBytes
 from workers.parallel.local_group import LocalGroup
 from workers.startup import open_transport
@@ -56,3 +57,8 @@ def tokens_of(rank: Rank, prompt: list[int], ticket: str | None = None) -> list[
     rank.submit("d", prompt, max_tokens=4, ticket=ticket)
     rank.step_until(lambda: rank.finishes())
     return rank.tokens_of("d")
+
+
+def bytes_of(rank: Rank, prompt: list[int]) -> list[bytes]:
+    """The blocks of a prompt that a rank keeps."""
+    return [export_block(rank.transport._cache, block) for block in rank.blocks.find_prefix(b"", prompt)]
