@@ -229,8 +229,8 @@ def _decode_constraint(raw: object) -> Constraint:
 def _decode_budget(raw: object) -> Budget:
     try:
         read = Fields(raw, "budget")
-        read.only("tokens", "end")
+        read.only("tokens", "end", "unless")
         # without a number of tokens it is refused
-        return Budget(tokens=read.integer("tokens", -1), end=read.text("end"))
+        return Budget(tokens=read.integer("tokens", -1), end=read.text("end"), unless=read.text("unless", ""))
     except InvalidRequest as error:
         raise InvalidRequest(str(error), field="budget") from error

@@ -309,21 +309,25 @@ class Budget(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    UNLESS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
-    """Tokens of output after which `end` comes, unless it came before, at most 2^31 - 1. A character that is being
-    written then is finished first.
+    """Tokens of output after which `end` comes, unless it or `unless` came before, at most 2^31 - 1. A character that is
+    being written then is finished first.
     """
     end: _builtins.str
     """The text that ends the part, for example the tag that ends the thinking; 1 to 64 characters."""
+    unless: _builtins.str
+    """What ends the part too, for example the tag that begins a block of calls; at most 64 characters. Empty: nothing."""
     def __init__(
         self,
         *,
         tokens: _builtins.int = ...,
         end: _builtins.str = ...,
+        unless: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "tokens", b"tokens", "unless", b"unless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

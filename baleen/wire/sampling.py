@@ -53,7 +53,8 @@ def sampling_from_proto(message: common_pb2.SamplingParams) -> SamplingParams:
     if message.HasField("constraint"):
         values["constraint"] = _constraint_from_proto(message.constraint)
     if message.HasField("budget"):
-        values["budget"] = Budget(tokens=message.budget.tokens, end=message.budget.end)
+        budget = message.budget
+        values["budget"] = Budget(tokens=budget.tokens, end=budget.end, unless=budget.unless)
     return SamplingParams(**values, stop_token_ids=frozenset(message.stop_token_ids), stop=tuple(message.stop))
 
 
@@ -64,7 +65,7 @@ def _constraint_to_proto(constraint: Constraint) -> common_pb2.Constraint:
 
 
 def _budget_to_proto(budget: Budget) -> common_pb2.Budget:
-    return common_pb2.Budget(tokens=budget.tokens, end=budget.end)
+    return common_pb2.Budget(tokens=budget.tokens, end=budget.end, unless=budget.unless)
 
 
 def _constraint_from_proto(message: common_pb2.Constraint) -> Constraint:

@@ -7,6 +7,7 @@ import re
 import jsonschema
 import pytest
 
+from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.sampling import SamplingParams
 from baleen.text.tokenizer import load_tokenizer
@@ -27,6 +28,10 @@ SCHEMA = {
     "additionalProperties": False,
 }  # fmt: skip
 FORM = Constraint(kind="json_schema", text=json.dumps(SCHEMA))
+THINKING = {
+    "constraint": Constraint(kind="json_schema", text=FORM.text, after="</think>"),
+    "budget": Budget(tokens=9, end="</think>"),
+}
 PROMPT = "Numbers, please. " * 12
 
 
@@ -60,13 +65,16 @@ async def answers_of(stub, request, on_tokens=None):
 
 def require_kept(texts):
     for text in texts.values():
-        jsonschema.validate(json.loads(text), SCHEMA)
+        thought, tag, answer = text.partition("</think>")
+        jsonschema.validate(json.loads(answer), SCHEMA)
+        # each token stands for a byte; what is none becomes a character of three
+        assert tag and 9 <= len(thought.encode()) <= 3 * 12
 
 
 def test_a_form_goes_with_its_request_from_rank_to_rank(checkpoint, tmp_path):
     async def scenario(cluster):
         async with cluster.client() as client:
-            whole = await answers_of(client.stub, asking(n=2))
+            whole = await answers_of(client.stub, asking(**THINKING, n=2))
             require_kept(whole)
             assert len(set(whole.values())) == 2
             killed = []
@@ -79,7 +87,7 @@ def test_a_form_goes_with_its_request_from_rank_to_rank(checkpoint, tmp_path):
                     killed.append(busy)
                     cluster.ranks[busy].kill()
 
-            moved = await answers_of(client.stub, asking(n=2, request_id="moves"), kill)
+            moved = await answers_of(client.stub, asking(**THINKING, n=2, request_id="moves"), kill)
             assert len((await client.explain("moves")).decisions) > 1
             assert killed and moved == whole
             with_regex = await answers_of(client.stub, asking(Constraint(kind="regex", text="[0-9]{3}-(ab|c)")))

@@ -22,6 +22,7 @@ from tests.support.scripted_talk import reply
 CLAUDE = "claude-sonnet-4-5"
 """A name under which llm-comply tries thinking; under /anthropic any name will do."""
 
+SPECS = ("openai_chat", "anthropic")
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
 
 
@@ -73,6 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Put the suites of others to a gateway.")
     parser.add_argument("--examples", type=int, default=300, help="generated calls for each operation")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--spec", choices=SPECS, action="append", help="make up calls of this specification only")
     options = parser.parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as name:
@@ -83,7 +85,7 @@ def main() -> int:
                     states = comply(served.url, form, model)
                     others = {test: state for test, state in states.items() if state != "passed"}
                     sys.stdout.write(f"llm-comply {form} {model}: {len(states)} tests, {others or 'all passed'}\n")
-            for spec in ("openai_chat", "anthropic"):
+            for spec in options.spec or SPECS:
                 for mode in ("positive", "served", "negative"):
                     one = generated(served, spec, mode, options.examples, folder, seed=options.seed)
                     bad += not one.passed

@@ -21,12 +21,13 @@ class BudgetMask:
         self._budget = budget
         self._tokenizer = tokenizer
         self._other = other
-        self._end = budget.end.encode()
+        self._ends = [text.encode() for text in (budget.end, budget.unless) if text]
         self._end_ids = tokenizer.encode(budget.end)
         self._num_tokens = 0
         self._num_given = 0
-        # its last bytes, as many as a beginning of the text or of a character can have
+        # its last bytes, as many as a beginning of a text or of a character can have
         self._tail = b""
+        self._tail_bytes = max(3, *(len(text) - 1 for text in self._ends))
         self._has_come = False
 
     @property
@@ -62,8 +63,8 @@ class BudgetMask:
         self._num_given = self._num_given + 1 if self._is_due and token_id == self._end_ids[self._num_given] else 0
         self._num_tokens += 1
         tail = self._tail + self._tokenizer.token_bytes(token_id)
-        self._has_come = self._end in tail
-        self._tail = tail[-max(len(self._end) - 1, 3) :]
+        self._has_come = any(text in tail for text in self._ends)
+        self._tail = tail[-self._tail_bytes :]
 
     @property
     def _is_due(self) -> bool:

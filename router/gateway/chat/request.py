@@ -113,7 +113,10 @@ async def read_ask(body: Json, engine: Engine, names: ModelNames, limits: ChatLi
     token_ids = await engine.encode(prompt.text + opening)
     sampling = read_sampling(given, thinking, limits, max_context - len(token_ids), len(token_ids), constraint)
     if prompt.thinking and "thinking_token_budget" in given:
-        sampling = replace(sampling, budget=Budget(tokens=given["thinking_token_budget"], end=END_THINK))
+        # a call amidst the thinking ends it, and its arguments are no place for the tag
+        unless = engine.format.calls.begin if tools.offered else ""
+        budget = Budget(tokens=given["thinking_token_budget"], end=END_THINK, unless=unless)
+        sampling = replace(sampling, budget=budget)
     return Ask(
         model=given["model"],
         prompt=token_ids,

@@ -50,7 +50,10 @@ samplings = st.builds(
     seed=st.none() | st.integers(0, 2**63 - 1),
     constraint=st.none()
     | st.builds(Constraint, kind=st.just("regex"), text=texts.filter(bool), after=texts, lenient=st.booleans()),
-    budget=st.none() | st.builds(Budget, tokens=tokens, end=st.text("<a>é", min_size=1, max_size=64)),
+    budget=st.none()
+    | st.builds(
+        Budget, tokens=tokens, end=st.text("<a>é", min_size=1, max_size=64), unless=st.text("<b>", max_size=64)
+    ),
 )
 
 

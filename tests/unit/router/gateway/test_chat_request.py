@@ -93,6 +93,8 @@ def test_a_tool_that_must_be_called_is_opened_by_the_grammar_once_it_has_thought
 def test_a_budget_ends_the_thinking_where_there_is_any():
     spent = Budget(tokens=7, end="</think>")
     assert ask(model="deepseek-reasoner", thinking_token_budget=7).sampling.budget == spent
+    called = ask(model="deepseek-reasoner", thinking_token_budget=7, tools=[TOOL]).sampling.budget
+    assert called == Budget(tokens=7, end="</think>", unless="<｜DSML｜function_calls>")
     assert ask(thinking_token_budget=7).sampling.budget is None
     ended = {"role": "assistant", "content": "So", "reasoning_content": "why", "prefix": True}
     assert ask(model="deepseek-reasoner", messages=[USER, ended], thinking_token_budget=7).sampling.budget is None

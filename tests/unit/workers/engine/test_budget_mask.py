@@ -24,8 +24,8 @@ ALL = set(range(VOCAB))
 GRAMMARS = Grammars(TINY, vocab_size=VOCAB, eos_token_ids=(EOS,))
 
 
-def after(ids, *, tokens=3, end=END, other=None):
-    mask = BudgetMask(Budget(tokens=tokens, end=end), TINY, other)
+def after(ids, *, tokens=3, end=END, unless="", other=None):
+    mask = BudgetMask(Budget(tokens=tokens, end=end, unless=unless), TINY, other)
     for token_id in ids:
         mask.accept(token_id)
     return mask
@@ -58,6 +58,13 @@ def test_without_a_budget_the_text_comes_at_once():
 @pytest.mark.parametrize("spelled", [END_IDS, bytes_of(END)], ids=["token", "bytes"])
 def test_what_came_by_itself_does_not_come_again(spelled):
     assert not after([*bytes_of("a"), *spelled, *bytes_of("bcdefgh")], tokens=20).binds
+
+
+@pytest.mark.parametrize("tag", ["<call>", "a tag that is longer than the text"])
+def test_what_ends_it_too_is_heeded_before_the_budget_is_spent_and_not_after(tag):
+    written = [*bytes_of("x" + tag), *bytes_of("abc")]
+    assert not after(written, tokens=len(tag) + 1, unless=tag).binds
+    assert after(written[: len(tag)], tokens=len(tag), unless=tag).binds
 
 
 def test_of_several_tokens_one_follows_the_other():
@@ -121,6 +128,8 @@ def test_a_budget_without_a_tokenizer_is_refused():
         ({"end": ""}, "budget.end"),
         ({"end": "x" * 65}, "budget.end"),
         ({"end": "\ud800"}, "budget.end"),
+        ({"unless": "x" * 65}, "budget.unless"),
+        ({"unless": "\ud800"}, "budget.unless"),
     ],
 )
 def test_bad_budgets_are_refused(values, field):
