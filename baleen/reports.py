@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,6 +28,44 @@ class SampledToken:
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of tokens of a prompt that follow each other, the first of them at `position`; natural, of the model's own.
+
+    logprobs: one for each token. top_ids, top_logprobs: the most likely tokens at each place, best first, as many for
+    each, one place after the other.
+    """
+
+    position: int
+    logprobs: Sequence[float]
+    top_ids: Sequence[int] = ()
+    top_logprobs: Sequence[float] = ()
+
+    @property
+    def end(self) -> int:
+        """Place after the last of these tokens."""
+        return self.position + len(self.logprobs)
+
+    @property
+    def num_top(self) -> int:
+        """How many of the most likely tokens each place has."""
+        return len(self.top_ids) // len(self.logprobs) if self.logprobs else 0
+
+    def part(self, start: int, end: int) -> PromptLogprobs:
+        """What belongs to places `start` to `end` - 1, which are among these."""
+        first, last = start - self.position, end - self.position
+        top = slice(first * self.num_top, last * self.num_top)
+        return PromptLogprobs(start, self.logprobs[first:last], self.top_ids[top], self.top_logprobs[top])
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReport:
+    """News of the prompt that all completions of a request have: each place once, in order."""
+
+    request_id: RequestId
+    logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)

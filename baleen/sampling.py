@@ -28,7 +28,9 @@ class SamplingParams:
     temperature, in the order top_k, top_p, min_p. repetition_penalty divides (or multiplies) the logits of tokens
     seen in prompt or output; presence and frequency penalties count output tokens only. logprobs None reports none,
     0 reports the sampled token, N its N best rivals too; they are taken from the model's own distribution, before
-    penalties, bias, temperature and filters. Stop strings are matched by whoever turns tokens into text.
+    penalties, bias, temperature and filters. prompt_logprobs is the same for the tokens of the prompt, all but the
+    first; with it max_tokens may be 0, and no cached prefix is read. Stop strings are matched by whoever turns tokens
+    into text.
 
     With a constraint, tokens that end the completion come where the constraint lets it end, and nowhere else; where
     nothing else may follow they come also before min_tokens and with ignore_eos. Penalties and bias weigh what the
@@ -54,10 +56,11 @@ class SamplingParams:
     seed: int | None = None
     constraint: Constraint | None = None
     budget: Budget | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest with the field, the value and the limit."""
-        self._integer("max_tokens", 1, 2**31 - 1)
+        self._integer("max_tokens", 1 if self.prompt_logprobs is None else 0, 2**31 - 1)
         self._integer("min_tokens", 0, self.max_tokens)
         self._integer("top_k", 0, 2**31 - 1)
         self._integer("n", 1, MAX_COMPLETIONS)
@@ -69,6 +72,8 @@ class SamplingParams:
         self._number("frequency_penalty", -2.0, 2.0)
         if self.logprobs is not None:
             self._integer("logprobs", 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            self._integer("prompt_logprobs", 0, MAX_LOGPROBS)
         if self.seed is not None:
             self._integer("seed", 0, MAX_SEED)
         for token, bias in self.logit_bias.items():

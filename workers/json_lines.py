@@ -13,7 +13,7 @@ from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.errors import BaleenError, InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
-from baleen.reports import Load
+from baleen.reports import Load, PromptLogprobs, PromptReport
 from baleen.sampling import SamplingParams
 from workers.engine.batch import FinishReason, RequestOutput, SampledToken
 from workers.engine.messages import (
@@ -117,6 +117,8 @@ def encode_event(event: Event) -> str:
             "outputs": [_encode_output(output) for output in event.outputs],
             "load": _flat(event.load),
         }
+        if event.prompts:
+            body["prompts"] = [{"id": prompt.request_id, **_flat(prompt.logprobs)} for prompt in event.prompts]
     else:
         body = {"type": _EVENT_NAMES[type(event)], **_flat(event)}
     return json.dumps(body, separators=(",", ":"))
@@ -129,7 +131,11 @@ def decode_event(line: str | bytes) -> Event:
         kind = body.pop("type")
         if kind == "step":
             outputs = tuple(_decode_output(output) for output in body["outputs"])
-            return StepReport(body["step"], outputs, Load(**body["load"]))
+            prompts = tuple(
+                PromptReport(RequestId(prompt.pop("id")), PromptLogprobs(**prompt))
+                for prompt in body.get("prompts", ())
+            )
+            return StepReport(body["step"], outputs, Load(**body["load"]), prompts)
         if kind == "ready":
             body["epoch"], body["incarnation"] = Epoch(body["epoch"]), Incarnation(body["incarnation"])
             body["eos_token_ids"] = tuple(body["eos_token_ids"])

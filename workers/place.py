@@ -14,6 +14,7 @@ from workers.model.checkpoint import Checkpoint
 from workers.model.limits import LOGIT_BYTES
 from workers.model.loading import device_weight_bytes
 from workers.model.memory_plan import MemoryPlan, exchange_bytes, workspace_bytes
+from workers.model.prompt_scores import SLICE_BYTES
 from workers.parallel.group import Group
 
 
@@ -58,7 +59,7 @@ def plan_memory(config: RankConfig, checkpoint: Checkpoint, group: Group, device
     return MemoryPlan(
         weights=device_weight_bytes(checkpoint, rank=group.rank, world_size=group.world_size),
         cache=block * config.cache.num_blocks,
-        workspace=workspace_bytes(spec, config.engine, logit_bytes=LOGIT_BYTES)
+        workspace=workspace_bytes(spec, config.engine, logit_bytes=LOGIT_BYTES + SLICE_BYTES)
         + exchange_bytes(spec, config.engine, world_size=group.world_size),
         free=torch.cuda.mem_get_info(device)[0],
         block=block,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 
 from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
-from baleen.reports import RequestOutput
+from baleen.reports import PromptReport, RequestOutput
 from baleen.v1 import worker_pb2
 from workers.engine.messages import Abort, Ended, PrefillDone, Refused, ReleaseReservation, StepReport
 from workers.wire import ended_to_proto, prefill_done_to_proto, refused_to_proto, step_report
@@ -38,7 +38,9 @@ class RouterSession:
         last = self._waiting[-1] if self._waiting else None
         if last is not None and response.HasField("step_report") and last.HasField("step_report"):
             new, old = response.step_report, last.step_report
-            if len(old.outputs) + len(new.outputs) <= _MERGE_OUTPUTS:
+            fits = len(old.outputs) + len(new.outputs) <= _MERGE_OUTPUTS
+            # of prompts one step can say much, and they come before the outputs
+            if fits and not (old.prompts or new.prompts):
                 old.step = new.step
                 old.outputs.extend(new.outputs)
                 old.load.CopyFrom(new.load)
@@ -154,6 +156,11 @@ class SessionTable:
         """Give each session its part of a step, and all of them the load."""
         self._last = report
         parts: dict[RouterSession, list[RequestOutput]] = {}
+        prompts: dict[RouterSession, list[PromptReport]] = {}
+        for prompt in report.prompts:
+            owner = self._owners.get(prompt.request_id)
+            if owner is not None:
+                prompts.setdefault(owner[0], []).append(prompt)
         for output in report.outputs:
             owner = self._owners.get(output.request_id)
             if owner is None:
@@ -166,7 +173,7 @@ class SessionTable:
                 else:
                     del self._owners[output.request_id]
         for session in self._sessions:
-            session.say(step_report(report.step, parts.get(session, ()), report.load))
+            session.say(step_report(report.step, parts.get(session, ()), report.load, prompts.get(session, ())))
 
     def refused(self, refused: Refused) -> None:
         """Tell the session whose request was not taken."""

@@ -8,10 +8,10 @@ from concurrent.futures import Future
 
 from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
-from baleen.reports import Load, RequestOutput
+from baleen.reports import Load, PromptReport, RequestOutput
 from baleen.v1 import worker_pb2
 from baleen.wire.errors import refusal_to_failure
-from baleen.wire.reports import load_to_proto, output_to_proto
+from baleen.wire.reports import load_to_proto, output_to_proto, prompt_report_to_proto
 from baleen.wire.sampling import sampling_from_proto
 from workers.engine.messages import (
     Abort,
@@ -43,6 +43,7 @@ def submit_from_proto(message: worker_pb2.Submit, *, now: float, traceparent: st
         num_delivered=message.num_delivered,
         ticket=message.ticket or None,
         traceparent=message.traceparent or traceparent,
+        prompt_logprobs_from=message.prompt_logprobs_from,
     )
 
 
@@ -60,6 +61,8 @@ def prefill_from_proto(message: worker_pb2.Prefill, *, now: float, traceparent: 
         destination=destination,
         ticket=message.ticket or None,
         traceparent=message.traceparent or traceparent,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        prompt_logprobs_from=message.prompt_logprobs_from,
     )
 
 
@@ -90,9 +93,16 @@ def seconds(value: float, field: str, *, above: float = -math.inf) -> float:
     return value
 
 
-def step_report(step: int, outputs: Iterable[RequestOutput], load: Load) -> worker_pb2.SessionResponse:
+def step_report(
+    step: int, outputs: Iterable[RequestOutput], load: Load, prompts: Iterable[PromptReport] = ()
+) -> worker_pb2.SessionResponse:
     """What is new of one session's requests."""
-    report = worker_pb2.StepReport(step=step, outputs=map(output_to_proto, outputs), load=load_to_proto(load))
+    report = worker_pb2.StepReport(
+        step=step,
+        outputs=map(output_to_proto, outputs),
+        load=load_to_proto(load),
+        prompts=map(prompt_report_to_proto, prompts),
+    )
     return worker_pb2.SessionResponse(step_report=report)
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61leen/v1/common.proto\x12\tbaleen.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12<\n\nlogit_bias\x18\n \x03(\x0b\x32(.baleen.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x17\n\nignore_eos\x18\r \x01(\x08H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x04H\x0c\x88\x01\x01\x12.\n\nconstraint\x18\x11 \x01(\x0b\x32\x15.baleen.v1.ConstraintH\r\x88\x01\x01\x12&\n\x06\x62udget\x18\x13 \x01(\x0b\x32\x11.baleen.v1.BudgetH\x0e\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x04\n\x02_nB\x07\n\x05_seedB\r\n\x0b_constraintB\t\n\x07_budget\"5\n\x06\x42udget\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\t\x12\x0e\n\x06unless\x18\x03 \x01(\t\"c\n\nConstraint\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.baleen.v1.ConstraintKind\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0f\n\x07lenient\x18\x04 \x01(\x08\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"I\n\x10PositionLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.baleen.v1.TokenLogprob\"\xac\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_tokens_decode\x18\x04 \x01(\r\x12\x1d\n\x15\x63\x61\x63hed_tokens_prefill\x18\x05 \x01(\r\x12\x1d\n\x15\x63\x61\x63hed_tokens_fetched\x18\x06 \x01(\r\"w\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05*\xab\x01\n\x0e\x43onstraintKind\x12\x1f\n\x1b\x43ONSTRAINT_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_OBJECT\x10\x01\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_SCHEMA\x10\x02\x12\x19\n\x15\x43ONSTRAINT_KIND_REGEX\x10\x03\x12\x1b\n\x17\x43ONSTRAINT_KIND_GRAMMAR\x10\x04*\xce\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05\x12\x1a\n\x16\x46INISH_REASON_DEAD_END\x10\x06*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x0e\n\nROLE_MIXED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61leen/v1/common.proto\x12\tbaleen.v1\x1a\x1egoogle/protobuf/duration.proto\"\xbe\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12<\n\nlogit_bias\x18\n \x03(\x0b\x32(.baleen.v1.SamplingParams.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x17\n\nignore_eos\x18\r \x01(\x08H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x04H\x0c\x88\x01\x01\x12.\n\nconstraint\x18\x11 \x01(\x0b\x32\x15.baleen.v1.ConstraintH\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\rH\x0e\x88\x01\x01\x12&\n\x06\x62udget\x18\x13 \x01(\x0b\x32\x11.baleen.v1.BudgetH\x0f\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x04\n\x02_nB\x07\n\x05_seedB\r\n\x0b_constraintB\x12\n\x10_prompt_logprobsB\t\n\x07_budget\"5\n\x06\x42udget\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\t\x12\x0e\n\x06unless\x18\x03 \x01(\t\"c\n\nConstraint\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.baleen.v1.ConstraintKind\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x0f\n\x07lenient\x18\x04 \x01(\x08\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"I\n\x10PositionLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.baleen.v1.TokenLogprob\"a\n\x0ePromptLogprobs\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"\xac\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_tokens_decode\x18\x04 \x01(\r\x12\x1d\n\x15\x63\x61\x63hed_tokens_prefill\x18\x05 \x01(\r\x12\x1d\n\x15\x63\x61\x63hed_tokens_fetched\x18\x06 \x01(\r\"w\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05*\xab\x01\n\x0e\x43onstraintKind\x12\x1f\n\x1b\x43ONSTRAINT_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_OBJECT\x10\x01\x12\x1f\n\x1b\x43ONSTRAINT_KIND_JSON_SCHEMA\x10\x02\x12\x19\n\x15\x43ONSTRAINT_KIND_REGEX\x10\x03\x12\x1b\n\x17\x43ONSTRAINT_KIND_GRAMMAR\x10\x04*\xce\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05\x12\x1a\n\x16\x46INISH_REASON_DEAD_END\x10\x06*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x12\x0e\n\nROLE_MIXED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,26 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_CONSTRAINTKIND']._serialized_start=1431
-  _globals['_CONSTRAINTKIND']._serialized_end=1602
-  _globals['_FINISHREASON']._serialized_start=1605
-  _globals['_FINISHREASON']._serialized_end=1811
-  _globals['_ROLE']._serialized_start=1813
-  _globals['_ROLE']._serialized_end=1892
+  _globals['_CONSTRAINTKIND']._serialized_start=1580
+  _globals['_CONSTRAINTKIND']._serialized_end=1751
+  _globals['_FINISHREASON']._serialized_start=1754
+  _globals['_FINISHREASON']._serialized_end=1960
+  _globals['_ROLE']._serialized_start=1962
+  _globals['_ROLE']._serialized_end=2041
   _globals['_SAMPLINGPARAMS']._serialized_start=70
-  _globals['_SAMPLINGPARAMS']._serialized_end=850
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=591
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=639
-  _globals['_BUDGET']._serialized_start=852
-  _globals['_BUDGET']._serialized_end=905
-  _globals['_CONSTRAINT']._serialized_start=907
-  _globals['_CONSTRAINT']._serialized_end=1006
-  _globals['_TOKENLOGPROB']._serialized_start=1008
-  _globals['_TOKENLOGPROB']._serialized_end=1057
-  _globals['_POSITIONLOGPROBS']._serialized_start=1059
-  _globals['_POSITIONLOGPROBS']._serialized_end=1132
-  _globals['_USAGE']._serialized_start=1135
-  _globals['_USAGE']._serialized_end=1307
-  _globals['_FAILURE']._serialized_start=1309
-  _globals['_FAILURE']._serialized_end=1428
+  _globals['_SAMPLINGPARAMS']._serialized_end=900
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=621
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=669
+  _globals['_BUDGET']._serialized_start=902
+  _globals['_BUDGET']._serialized_end=955
+  _globals['_CONSTRAINT']._serialized_start=957
+  _globals['_CONSTRAINT']._serialized_end=1056
+  _globals['_TOKENLOGPROB']._serialized_start=1058
+  _globals['_TOKENLOGPROB']._serialized_end=1107
+  _globals['_POSITIONLOGPROBS']._serialized_start=1109
+  _globals['_POSITIONLOGPROBS']._serialized_end=1182
+  _globals['_PROMPTLOGPROBS']._serialized_start=1184
+  _globals['_PROMPTLOGPROBS']._serialized_end=1281
+  _globals['_USAGE']._serialized_start=1284
+  _globals['_USAGE']._serialized_end=1456
+  _globals['_FAILURE']._serialized_start=1458
+  _globals['_FAILURE']._serialized_end=1577
 # @@protoc_insertion_point(module_scope)

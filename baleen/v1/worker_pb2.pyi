@@ -134,6 +134,7 @@ class Submit(_message.Message):
     NUM_DELIVERED_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FROM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the life of the rank."""
     priority: _builtins.int
@@ -150,6 +151,10 @@ class Submit(_message.Message):
     """Of the reservation that holds transferred blocks for it, or empty."""
     traceparent: _builtins.str
     """W3C trace context of whoever asks, or empty."""
+    prompt_logprobs_from: _builtins.int
+    """With sampling.prompt_logprobs, the place of the first token whose log-probabilities are wanted: those of the tokens
+    before it were reported, here or elsewhere.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt, and after it tokens that were delivered before the request moved here."""
@@ -170,10 +175,11 @@ class Submit(_message.Message):
         num_delivered: _builtins.int = ...,
         ticket: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        prompt_logprobs_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "remaining_s", b"remaining_s", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "num_delivered", b"num_delivered", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "sampling", b"sampling", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "num_delivered", b"num_delivered", "priority", b"priority", "prompt_logprobs_from", b"prompt_logprobs_from", "remaining_s", b"remaining_s", "request_id", b"request_id", "sampling", b"sampling", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
@@ -197,6 +203,8 @@ class Prefill(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FROM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique in the life of the rank."""
     cache_salt: _builtins.str
@@ -209,6 +217,10 @@ class Prefill(_message.Message):
     """W3C trace context of whoever asks, or empty."""
     ticket: _builtins.str
     """Of the reservation on this rank that holds blocks fetched for it, or empty."""
+    prompt_logprobs: _builtins.int
+    """As in SamplingParams, of the tokens that follow on those that are computed."""
+    prompt_logprobs_from: _builtins.int
+    """As in Submit."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The whole prompt."""
@@ -228,13 +240,20 @@ class Prefill(_message.Message):
         destination: Global___Destination | None = ...,
         traceparent: _builtins.str = ...,
         ticket: _builtins.str = ...,
+        prompt_logprobs: _builtins.int | None = ...,
+        prompt_logprobs_from: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "destination", b"destination", "remaining_s", b"remaining_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs", "_remaining_s", b"_remaining_s", "destination", b"destination", "prompt_logprobs", b"prompt_logprobs", "remaining_s", b"remaining_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "destination", b"destination", "priority", b"priority", "remaining_s", b"remaining_s", "request_id", b"request_id", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs", "_remaining_s", b"_remaining_s", "cache_salt", b"cache_salt", "destination", b"destination", "priority", b"priority", "prompt_logprobs", b"prompt_logprobs", "prompt_logprobs_from", b"prompt_logprobs_from", "remaining_s", b"remaining_s", "request_id", b"request_id", "ticket", b"ticket", "token_ids", b"token_ids", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__remaining_s: _TypeAlias = _typing.Literal["remaining_s"]  # noqa: Y015
     _WhichOneofArgType__remaining_s: _TypeAlias = _typing.Literal["_remaining_s", b"_remaining_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_s) -> _WhichOneofReturnType__remaining_s | None: ...
 
 Global___Prefill: _TypeAlias = Prefill  # noqa: Y015
@@ -362,6 +381,7 @@ class StepReport(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step at whose start all ranks of the group had finished what is reported."""
     @_builtins.property
@@ -372,20 +392,53 @@ class StepReport(_message.Message):
     def load(self) -> Global___Load:
         """Of the whole rank."""
 
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptReport]:
+        """Of prompts that were computed; what comes of them is in outputs, or in a PrefillDone, after that."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         outputs: _abc.Iterable[Global___RequestOutput] | None = ...,
         load: Global___Load | None = ...,
+        prompts: _abc.Iterable[Global___PromptReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "outputs", b"outputs", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "outputs", b"outputs", "prompts", b"prompts", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class PromptReport(_message.Message):
+    """PromptReport is news of the prompt that all completions of a request have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As submitted."""
+    @_builtins.property
+    def logprobs(self) -> _common_pb2.PromptLogprobs:
+        """Each place once, in order."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        logprobs: _common_pb2.PromptLogprobs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptReport: _TypeAlias = PromptReport  # noqa: Y015
 
 @_typing.final
 class RequestOutput(_message.Message):

@@ -7,7 +7,7 @@ from typing import Any
 
 from baleen.config import Role
 from baleen.ids import Epoch, Incarnation, RequestId
-from baleen.reports import FinishReason, Load, RankInfo, RequestOutput, SampledToken
+from baleen.reports import FinishReason, Load, PromptLogprobs, PromptReport, RankInfo, RequestOutput, SampledToken
 from baleen.v1 import common_pb2, worker_pb2
 
 _FINISH_TO_PROTO = {reason: common_pb2.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in FinishReason}
@@ -52,6 +52,26 @@ def logprobs_to_proto(tokens: tuple[SampledToken, ...]) -> list[common_pb2.Posit
         )
         for token in tokens
     ]
+
+
+def prompt_logprobs_to_proto(logprobs: PromptLogprobs) -> common_pb2.PromptLogprobs:
+    """Of tokens of a prompt."""
+    return common_pb2.PromptLogprobs(
+        position=logprobs.position,
+        logprobs=logprobs.logprobs,
+        top_token_ids=logprobs.top_ids,
+        top_logprobs=logprobs.top_logprobs,
+    )
+
+
+def prompt_logprobs_from_proto(message: common_pb2.PromptLogprobs) -> PromptLogprobs:
+    """Of tokens of a prompt."""
+    return PromptLogprobs(message.position, message.logprobs, message.top_token_ids, message.top_logprobs)
+
+
+def prompt_report_to_proto(report: PromptReport) -> worker_pb2.PromptReport:
+    """News of a prompt."""
+    return worker_pb2.PromptReport(request_id=report.request_id, logprobs=prompt_logprobs_to_proto(report.logprobs))
 
 
 def output_to_proto(output: RequestOutput) -> worker_pb2.RequestOutput:

@@ -24,6 +24,7 @@ _OPTIONAL = (
     "logprobs",
     "n",
     "seed",
+    "prompt_logprobs",
 )
 
 _KINDS: dict[ConstraintKind, common_pb2.ConstraintKind.ValueType] = {

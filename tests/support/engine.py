@@ -14,12 +14,13 @@ from hashlib import blake2b
 from baleen.blocks import BLOCK_TOKENS
 from baleen.config import EngineConfig
 from baleen.ids import RequestId
+from baleen.reports import PromptLogprobs
 from baleen.sampling import SamplingParams
 from tests.support.clock import ManualClock
 from tests.support.fake_transport import FakeTransport
 from workers.cache.block_bytes import BlockLayout, HostBlocks
 from workers.cache.blocks import BlockCache
-from workers.engine.batch import Batch, FinishReason, RequestOutput, SampledToken, StepResult
+from workers.engine.batch import Batch, BatchItem, FinishReason, RequestOutput, SampledToken, StepResult
 from workers.engine.request import Request
 from workers.engine.scheduler import Scheduler
 from workers.engine.submission import expand_submission
@@ -58,6 +59,13 @@ def next_token(seed: int, token_ids: Sequence[int]) -> int:
     return int.from_bytes(digest, "little") % VOCAB_SIZE
 
 
+def prompt_scores(prompt_ids: Sequence[int]) -> list[float]:
+    """The log-probabilities of a prompt, from its second token on, that the fake model has."""
+    return [
+        -int.from_bytes(mark[:2], "little") / 16 for mark in ContextMarks(b"").up_to(prompt_ids, len(prompt_ids))[1:]
+    ]
+
+
 def expected_output(request: Request) -> tuple[list[int], FinishReason]:
     """The whole completion of a request that nobody cuts short, computed from its prompt alone."""
     tokens = request.token_ids[: request.num_prompt]
@@ -87,8 +95,14 @@ class FakeModel(HostBlocks):
         slots = [item.request.slot for item in batch.items]
         assert len(set(slots)) == len(slots) and min(slots) >= 0
         return StepResult(
-            tuple(self._compute(item.request, item.start, item.num_tokens, item.samples) for item in batch.items)
+            tuple(self._compute(item.request, item.start, item.num_tokens, item.samples) for item in batch.items),
+            {number: self._score(item) for number, item in enumerate(batch.items) if item.scored},
         )
+
+    def _score(self, item: BatchItem) -> PromptLogprobs:
+        scores, places = item.request.prompt_scores, item.scored
+        assert scores is not None and item.start < places.start <= places.stop <= item.start + item.num_tokens + 1
+        return PromptLogprobs(places.start, prompt_scores(scores.prompt_ids)[places.start - 1 : places.stop - 1])
 
     @property
     def layout(self) -> BlockLayout:
@@ -102,7 +116,7 @@ class FakeModel(HostBlocks):
 
     def _compute(self, request: Request, start: int, num_tokens: int, samples: bool) -> SampledToken | None:
         end = start + num_tokens
-        last = end == len(request.token_ids) and not request.prefill_only
+        last = end == len(request.token_ids) and request.samples
         assert num_tokens >= 1 and end <= len(request.token_ids) and samples == last
         assert start == request.num_computed, "a position was skipped or computed twice"
         marks = self._marks.setdefault(request, ContextMarks(request.salt)).up_to(request.token_ids, end)
@@ -138,6 +152,7 @@ class FakeEngine:
         self.moves = Moves(self.blocks, self.transport, self.clock, fingerprint=FINGERPRINT)
         self.scheduler.on_prefilled = self.moves.prefills.computed
         self.outputs: list[RequestOutput] = []
+        self.scores: dict[RequestId, list[float]] = {}
         self.batches: list[Batch] = []
 
     def submit(self, *requests: Request) -> None:
@@ -162,7 +177,12 @@ class FakeEngine:
         raise AssertionError(f"not finished after {max_steps} steps")
 
     def collect(self) -> None:
-        """Take what the scheduler has to say."""
+        """Take what the scheduler has to say: of prompts each place once, in order, and before any token."""
+        for report in self.scheduler.take_prompts():
+            known = self.scores.setdefault(report.request_id, [])
+            assert report.logprobs.position == len(known) + 1
+            assert not any(output.tokens for output in self.outputs if output.request_id == report.request_id)
+            known += report.logprobs.logprobs
         for output in self.scheduler.take_outputs():
             if output.request_id in self.moves.prefills:
                 self.moves.prefills.ended(output)
@@ -203,9 +223,18 @@ def make_requests(
     prefix_cache: bool = True,
     priority: int = 0,
     deadline: float | None = None,
+    prompt_logprobs: int | None = None,
+    prompt_logprobs_from: int = 1,
 ) -> list[Request]:
     """The requests of one submission to the fake model."""
-    sampling = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens, n=n, seed=seed, ignore_eos=ignore_eos)
+    sampling = SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        n=n,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        prompt_logprobs=prompt_logprobs,
+    )
     return expand_submission(
         RequestId(name),
         prompt,
@@ -216,6 +245,7 @@ def make_requests(
         salt=salt,
         priority=priority,
         deadline=deadline,
+        prompt_logprobs_from=prompt_logprobs_from,
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from baleen.config import EngineConfig
 from baleen.errors import CapacityError
-from tests.support.engine import FakeEngine, expected_output, make_requests, prompt_of
+from tests.support.engine import FakeEngine, expected_output, make_requests, prompt_of, prompt_scores
 from workers.engine.batch import FinishReason
 from workers.engine.request import Request
 
@@ -34,6 +34,17 @@ def assert_ended_well(engine: FakeEngine, request: Request, allowed: tuple[Finis
         assert (said, end) == (tokens, finish)
     assert request.token_ids == request.token_ids[: request.num_prompt] + said
     assert request.finish is end and not request.block_ids
+
+
+def assert_scored(engine: FakeEngine, request: Request) -> None:
+    """Scores of the prompt are the fake model's own, if any were asked for, and all of them where it was computed."""
+    found = engine.scores.get(request.id, [])
+    if request.prompt_scores is None:
+        assert not found
+        return
+    expected = prompt_scores(request.prompt_scores.prompt_ids)
+    assert found == expected[: len(found)]
+    assert len(found) == len(expected) or request.finish in CUT_SHORT
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -66,11 +77,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.sampled_from([True, True, False]),
         priority=st.integers(-1, 1),
         patience=st.sampled_from([None, None, None, None, 0, 3, 30]),
+        scored=st.sampled_from([False, False, True]),
     )
     def submit(
-        self, prompt: list[int], n: int, seed: int, salt: bytes, priority: int, patience: int | None, **options: int
+        self,
+        prompt: list[int],
+        n: int,
+        seed: int,
+        salt: bytes,
+        priority: int,
+        patience: int | None,
+        scored: bool = False,
+        **options: int,
     ) -> None:
         self.count += 1
+        if scored:
+            options |= {"prompt_logprobs": 0}
+            if options["max_tokens"] == 1:
+                # nothing but the scores
+                options |= {"max_tokens": 0, "min_tokens": 0}
         deadline = None if patience is None else self.engine.clock.now() + patience
         requests = make_requests(
             f"r{self.count}", prompt, n=n, seed=seed, salt=salt, priority=priority, deadline=deadline, **options
@@ -145,5 +170,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             if request.deadline is not None and request.deadline <= self.engine.clock.now():
                 allowed.append(FinishReason.DEADLINE)
             assert_ended_well(self.engine, request, tuple(allowed))
+            assert_scored(self.engine, request)
         assert self.engine.blocks.num_held == 0
         self.engine.scheduler.check()

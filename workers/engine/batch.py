@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from baleen.reports import FinishReason, RequestOutput, SampledToken
+from baleen.reports import FinishReason, PromptLogprobs, RequestOutput, SampledToken
+from workers.engine.prompt_scores import NOTHING
 from workers.parallel.lockstep import DecodeSize
 
 if TYPE_CHECKING:
     from workers.engine.request import Request
 
-__all__ = ["Batch", "BatchItem", "FinishReason", "RequestOutput", "SampledToken", "StepResult"]
+__all__ = ["Batch", "BatchItem", "FinishReason", "PromptLogprobs", "RequestOutput", "SampledToken", "StepResult"]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
     """Tokens of one request in this step: positions start to start + num_tokens - 1.
 
-    `request` is read, never changed, by the model. `samples`: the last position's logits are wanted.
+    `request` is read, never changed, by the model. `samples`: the last position's logits are wanted. `scored`: places
+    of the prompt, of those one after these tokens, whose log-probabilities are wanted.
     """
 
     request: Request
     start: int
     num_tokens: int
     samples: bool
+    scored: range = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,33 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SamplingFailure:
-    """No token can be chosen for a request. It ends that request alone. dead_end: its constraint allows none."""
+    """No token can be chosen for a request, or its prompt has no log-probabilities. It ends that request alone.
+
+    dead_end: its constraint allows none.
+    """
 
     detail: str
     dead_end: bool = False
 
+    @property
+    def reason(self) -> FinishReason:
+        """How the request ends."""
+        return FinishReason.DEAD_END if self.dead_end else FinishReason.FAILED
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The model's answer to a Batch: one entry per item, None where the item does not sample."""
+    """The model's answer to a Batch: one entry per item, None where the item does not sample.
+
+    scored: of the items, by their place in the batch, that have a prompt to score.
+    """
 
     sampled: tuple[SampledToken | SamplingFailure | None, ...]
+    scored: Mapping[int, PromptLogprobs | SamplingFailure] = field(default_factory=dict)
+
+    def failure(self, number: int) -> SamplingFailure | None:
+        """Why item `number` cannot go on, if it cannot."""
+        answer: object = self.sampled[number]
+        if self.scored and not isinstance(answer, SamplingFailure):
+            answer = self.scored.get(number)
+        return answer if isinstance(answer, SamplingFailure) else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
+from baleen.blocks import BLOCK_TOKENS
 from baleen.clock import Clock
 from baleen.errors import AlreadyRunning, BaleenError, DrainingError
 from baleen.ids import RequestId
@@ -223,6 +224,7 @@ class StepLoop:
                 deadline=command.deadline,
                 num_delivered=command.num_delivered,
                 token_masks=command.token_masks,
+                prompt_logprobs_from=command.prompt_logprobs_from,
             )
             self._scheduler.submit_all(requests, unpin=claim.unpin if claim is not None else None)
         except BaleenError:
@@ -245,6 +247,8 @@ class StepLoop:
                 salt=claim.salt if claim is not None else salt,
                 priority=command.priority,
                 deadline=command.deadline,
+                prompt_logprobs=command.prompt_logprobs,
+                prompt_logprobs_from=command.prompt_logprobs_from,
             )
             if request is not None:
                 self._scheduler.submit_all([request], unpin=unpin)
@@ -255,7 +259,7 @@ class StepLoop:
             if unpin is not None:
                 unpin()
             raise
-        self._moves.prefills.begin(command, request.num_shareable_blocks if request is not None else 0)
+        self._moves.prefills.begin(command, request.num_tokens // BLOCK_TOKENS if request is not None else 0)
 
     def _reserve(self, command: Reserve) -> None:
         try:
@@ -298,17 +302,16 @@ class StepLoop:
 
     def _emit_outputs(self, agreement: Agreement) -> None:
         """Report everything since the last report: all that the scheduler has is now known to be final."""
-        outputs = self._take_outputs()
-        self._emit_prefills()
+        prompts, outputs = self._scheduler.take_prompts(), self._take_outputs()
         now = self._clock.now()
-        if not outputs and not agreement.all_idle and now < self._load_time + LOAD_INTERVAL_S:
-            return
-        load = measure_load(self._scheduler, self._speed, draining=self._drain is not None)
-        if outputs or load != self._load:
-            # a rank that slept through the end of the epoch must not speak for it
-            self._group.check()
-            self._emit(StepReport(agreement.step, tuple(outputs), load))
-            self._load, self._load_time = load, now
+        if prompts or outputs or agreement.all_idle or now >= self._load_time + LOAD_INTERVAL_S:
+            load = measure_load(self._scheduler, self._speed, draining=self._drain is not None)
+            if prompts or outputs or load != self._load:
+                # a rank that slept through the end of the epoch must not speak for it
+                self._group.check()
+                self._emit(StepReport(agreement.step, tuple(outputs), load, tuple(prompts)))
+                self._load, self._load_time = load, now
+        self._emit_prefills()
 
     def _emit_prefills(self) -> None:
         for done in self._moves.prefills.take_done():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
-from baleen.reports import Load, RequestOutput
+from baleen.reports import Load, PromptReport, RequestOutput
 from baleen.sampling import SamplingParams
 from workers.engine.token_mask import TokenMask
 from workers.transfer.transport import TransferNews
@@ -20,7 +20,8 @@ class Submit:
     num_delivered: tokens at the end of `token_ids` that are output already, of a request that moved here; with n above
     1 each completion moves alone, with n 1 here and its own seed (`baleen.seeds`). ticket: of the reservation whose
     blocks arrived for it. traceparent: W3C trace context of whoever asks, or empty. token_masks: one of the constraint
-    and the budget for each completion, past the delivered tokens.
+    and the budget for each completion, past the delivered tokens. prompt_logprobs_from: place of the first token of the
+    prompt whose log-probabilities are wanted, where `sampling` asks for them.
     """
 
     request_id: RequestId
@@ -33,6 +34,7 @@ class Submit:
     ticket: str | None = None
     traceparent: str = ""
     token_masks: tuple[TokenMask, ...] = ()
+    prompt_logprobs_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Destination:
 class Prefill:
     """Compute whole blocks, or find them cached, and push them to `destination`; without one, only keep them.
 
-    ticket: of a reservation on this rank, whose blocks were fetched for it.
+    ticket: of a reservation on this rank, whose blocks were fetched for it. prompt_logprobs: as in SamplingParams, of
+    the tokens from place `prompt_logprobs_from` on that follow on those that are computed.
     """
 
     request_id: RequestId
@@ -67,6 +70,8 @@ class Prefill:
     destination: Destination | None = None
     ticket: str | None = None
     traceparent: str = ""
+    prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +192,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Everything new of one engine step. `step` is the step at whose start all ranks had finished what is reported."""
+    """Everything new of one engine step. `step` is the step at whose start all ranks had finished what is reported.
+
+    prompts: news of prompts, which come before what is in `outputs`, or in a PrefillDone, of the same request.
+    """
 
     step: int
     outputs: tuple[RequestOutput, ...]
     load: Load
+    prompts: tuple[PromptReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

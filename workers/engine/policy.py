@@ -50,7 +50,7 @@ def require_fit(request: Request, *, max_context: int, num_blocks: int) -> None:
     if request.max_tokens > max_context:
         raise InvalidRequest(f"{tokens} exceed the context limit of {max_context}", field="max_tokens")
     # the last token is emitted but never computed
-    needed = blocks_for(request.max_tokens - 1)
+    needed = blocks_for(max(request.max_tokens - 1, request.num_prompt))
     if needed > num_blocks:
         raise CapacityError(f"{tokens} need {needed} cache blocks, the whole pool has {num_blocks}")
 

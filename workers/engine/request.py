@@ -16,6 +16,7 @@ from baleen.sampling import SamplingParams
 from workers.cache.ledger import AccountingError, Holder
 from workers.cache.prefix import Node
 from workers.engine.batch import FinishReason, RequestOutput, SampledToken
+from workers.engine.prompt_scores import PromptScores
 from workers.engine.token_mask import TokenMask
 
 NO_SLOT = -1
@@ -43,7 +44,7 @@ class Request:
     is more urgent. deadline: absolute seconds of the rank's clock. order: place among all requests of the rank, lower
     first. num_cached: prompt tokens that the prefix cache gave when it first started. num_delivered: output tokens that
     came with the request, because it began elsewhere. prefill_only: its whole blocks are to be computed, and no token
-    is sampled; then token_ids are whole blocks.
+    is sampled; then token_ids are whole blocks. prompt_scores: what is to be reported of the prompt, None: nothing.
 
     While running, it has a row `slot` of the runner's block table and blocks for all its tokens. `generation` is
     unique to this stay: a row written under another generation is stale.
@@ -61,6 +62,7 @@ class Request:
     token_mask: TokenMask | None = None
     num_delivered: int = 0
     prefill_only: bool = False
+    prompt_scores: PromptScores | None = None
     order: tuple[float, int] = (0.0, 0)
     key: Holder = field(init=False)
     num_prompt: int = field(init=False)
@@ -107,9 +109,20 @@ class Request:
         return self.num_prompt + (0 if self.prefill_only else self.sampling.max_tokens)
 
     @property
+    def samples(self) -> bool:
+        """Whether a token is wanted once all before it are computed; if not, it ends there."""
+        return not self.prefill_only and self.sampling.max_tokens > 0
+
+    @property
     def num_shareable_blocks(self) -> int:
-        """Most leading blocks that the prefix cache may give: what samples computes one token itself."""
-        return shareable_blocks(len(self.token_ids) + self.prefill_only)
+        """Most leading blocks that the prefix cache may give.
+
+        What is no prefill computes one token itself, and what reports log-probabilities of its prompt computes those
+        that give them.
+        """
+        limit = shareable_blocks(len(self.token_ids) + self.prefill_only)
+        readable = self.prompt_scores.num_readable_blocks if self.prompt_scores is not None else None
+        return limit if readable is None else min(limit, readable)
 
     def start(self, *, slot: int, generation: int, num_computed: int) -> None:
         """Begin to run with `num_computed` tokens found in the prefix cache."""

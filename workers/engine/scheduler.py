@@ -16,19 +16,23 @@ from baleen.clock import Clock
 from baleen.config import EngineConfig
 from baleen.errors import AlreadyRunning, QueueFull
 from baleen.ids import RequestId
+from baleen.reports import PromptReport
 from workers.cache.blocks import BlockCache
-from workers.cache.ledger import AccountingError
+from workers.engine import audit
 from workers.engine.batch import (
     Batch,
     BatchItem,
     FinishReason,
+    PromptLogprobs,
     RequestOutput,
     SampledToken,
     SamplingFailure,
     StepResult,
 )
+from workers.engine.deadlines import Deadlines
 from workers.engine.pins import Pins
 from workers.engine.policy import OrderedRequests, admission_reserve, chunk_tokens, place_in_order, require_fit
+from workers.engine.prompt_scores import NOTHING
 from workers.engine.request import Request, RequestState
 from workers.engine.tallies import Tallies
 from workers.engine.waiting import WaitingRequests
@@ -49,10 +53,6 @@ class Scheduler:
     each prefill-only request with newly computed or found blocks, while it has them.
     """
 
-    on_prefilled: Callable[[Request], None]
-    on_started: Callable[[Request], None]
-    on_preempted: Callable[[Request], None]
-
     def __init__(self, config: EngineConfig, blocks: BlockCache, clock: Clock, *, max_context: int) -> None:
         assert max_context >= 1
         self._config = config
@@ -66,7 +66,8 @@ class Scheduler:
         self._in_flight: Batch | None = None
         self._ended_in_flight: list[Request] = []
         self._outputs: list[RequestOutput] = []
-        self._next_deadline: float | None = None
+        self._prompts: list[PromptReport] = []
+        self._deadlines = Deadlines()
         self._num_submitted = 0
         self.tallies = Tallies()
         self._pins = Pins()
@@ -141,7 +142,7 @@ class Scheduler:
             else:
                 self._waiting.add(request)
             submission.live[request.index] = request
-            self._note_deadline(request)
+            self._deadlines.note(request.deadline)
         if unpin is not None:
             self._pins.add(requests[0].id, unpin)
         self._audited = False
@@ -188,20 +189,23 @@ class Scheduler:
         assert batch is self._in_flight, "this batch was not the last one scheduled, or is committed already"
         self._in_flight = None
         outputs = self._outputs
-        for item, sampled in zip(batch.items, result.sampled, strict=True):
+        for number, (item, sampled) in enumerate(zip(batch.items, result.sampled, strict=True)):
             request = item.request
             if request.state is RequestState.FINISHED:
                 continue
             assert (sampled is not None) is item.samples
             request.advance(item.num_tokens)
             self._blocks.register_computed(request)
+            if (failure := result.failure(number)) is not None:
+                self._end(request, failure.reason, failure.detail)
+                continue
+            if item.scored:
+                self._note_scored(request, item.scored, result.scored[number])
             if request.prefill_only:
                 self._note_prefilled(request)
-            if sampled is None:
-                continue
-            if isinstance(sampled, SamplingFailure):
-                reason = FinishReason.DEAD_END if sampled.dead_end else FinishReason.FAILED
-                self._end(request, reason, sampled.detail)
+            elif not request.samples and not request.num_uncomputed:
+                self._end(request, FinishReason.LENGTH, "")
+            if not isinstance(sampled, SampledToken):
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)
@@ -226,6 +230,11 @@ class Scheduler:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    def take_prompts(self) -> list[PromptReport]:
+        """Log-probabilities of prompts since the last call, in order."""
+        prompts, self._prompts = self._prompts, []
+        return prompts
+
     def check(self) -> None:
         """Audit every request, slot and block. Raises AccountingError that names what is wrong and whose it is."""
         live = [request for submission in self._submissions.values() for request in submission.live.values()]
@@ -233,17 +242,10 @@ class Scheduler:
             request.check()
         holders = {request.key: request for request in (*live, *self._ended_in_flight)}
         self._blocks.check(holders)
-        placed = [*self._waiting, *self._running]
-        if len(placed) != len(live) or {id(request) for request in placed} != {id(request) for request in live}:
-            raise AccountingError(f"{len(live)} live requests, but {len(placed)} wait or run")
+        audit.check_placed(live, [*self._waiting, *self._running])
         taken = (request.slot for request in (*self._running, *self._ended_in_flight))
-        slots = sorted([*self._free_slots, *taken])
-        if slots != list(range(self._config.max_running)):
-            raise AccountingError(f"slots free or taken are {slots}, expected 0 to {self._config.max_running - 1}")
-        for request in self._running:
-            for block in request.block_ids[request.num_computed // BLOCK_TOKENS :]:
-                if not self._blocks.is_private(block):
-                    raise AccountingError(f"{request.key} would write into block {block}, which is shared")
+        audit.check_slots([*self._free_slots, *taken], self._config.max_running)
+        audit.check_private(self._running, self._blocks)
 
     def _refuse_unfit(self, requests: list[Request]) -> None:
         keys = {request.key for request in requests}
@@ -268,7 +270,7 @@ class Scheduler:
         while place < len(running):
             request = running[place]
             num_tokens = len(request.token_ids)
-            if num_tokens - request.num_computed > 1 or request.prefill_only:
+            if num_tokens - request.num_computed > 1 or not request.samples:
                 prefills.append(request)
             elif num_tokens <= len(request.block_ids) * BLOCK_TOKENS or self._grow(request):
                 items.append(BatchItem(request, num_tokens - 1, 1, True))
@@ -331,12 +333,18 @@ class Scheduler:
         if not request.num_uncomputed:
             self._end(request, FinishReason.LENGTH, "")
 
+    def _note_scored(self, request: Request, places: range, logprobs: PromptLogprobs | SamplingFailure) -> None:
+        assert request.prompt_scores is not None and isinstance(logprobs, PromptLogprobs)
+        request.prompt_scores.reported(places)
+        self._prompts.append(PromptReport(request.id, logprobs))
+
     def _schedule_chunk(self, request: Request, budget: int, items: list[BatchItem]) -> int:
         uncomputed = request.num_uncomputed
         chunk = chunk_tokens(uncomputed, budget=budget, max_chunk=self._config.max_chunk_tokens)
         if chunk:
-            samples = chunk == uncomputed and not request.prefill_only
-            items.append(BatchItem(request, request.num_computed, chunk, samples))
+            start, scores = request.num_computed, request.prompt_scores
+            scored = scores.places(start, chunk) if scores is not None else NOTHING
+            items.append(BatchItem(request, start, chunk, chunk == uncomputed and request.samples, scored))
         return chunk
 
     def _admit_siblings(self, request_id: RequestId) -> None:
@@ -376,20 +384,15 @@ class Scheduler:
     def _is_in_flight(self, request: Request) -> bool:
         return self._in_flight is not None and any(item.request is request for item in self._in_flight.items)
 
-    def _note_deadline(self, request: Request) -> None:
-        deadline = request.deadline
-        if deadline is not None and (self._next_deadline is None or deadline < self._next_deadline):
-            self._next_deadline = deadline
-
     def _end_expired(self) -> None:
-        """End what is past its deadline. All requests are looked at only when the earliest known deadline passes."""
-        if self._next_deadline is None or (now := self._clock.now()) < self._next_deadline:
+        """End what is past its deadline."""
+        now = self._clock.now()
+        if not self._deadlines.take_due(now):
             return
-        self._next_deadline = None
         for submission in list(self._submissions.values()):
             for request in list(submission.live.values()):
                 if request.deadline is not None and request.deadline <= now:
                     detail = f"deadline passed {now - request.deadline:.3f} s ago, after {request.num_output} tokens"
                     self._end(request, FinishReason.DEADLINE, detail)
                 else:
-                    self._note_deadline(request)
+                    self._deadlines.note(request.deadline)

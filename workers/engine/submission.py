@@ -11,6 +11,7 @@ from baleen.errors import InvalidRequest
 from baleen.ids import RequestId
 from baleen.sampling import MAX_SEED, SamplingParams
 from baleen.seeds import completion_seed
+from workers.engine.prompt_scores import PromptScores
 from workers.engine.request import Request
 from workers.engine.token_mask import TokenMask
 
@@ -28,10 +29,13 @@ def expand_submission(
     deadline: float | None = None,
     token_masks: Sequence[TokenMask] = (),
     num_delivered: int = 0,
+    prompt_logprobs_from: int = 0,
 ) -> list[Request]:
     """The `sampling.n` requests of one submission, in order of their index.
 
     num_delivered: tokens at the end of `prompt_ids` that are output already, of a completion that goes on alone.
+
+    prompt_logprobs_from: place of the first token whose log-probabilities are wanted, where `sampling` asks for them.
 
     Without a seed in `sampling` a random one is drawn. Without `prefix_cache` the salt is made unique, so that only
     these requests share blocks with each other. token_masks: one for each completion, past the delivered tokens.
@@ -54,6 +58,7 @@ def expand_submission(
     _require_continuable(token_ids, num_delivered, sampling, stop_ids)
     if not prefix_cache:
         salt = secrets.token_bytes(16)
+    scores = _prompt_scores(sampling, token_ids, len(token_ids) - num_delivered, prompt_logprobs_from)
     return [
         Request(
             id=request_id,
@@ -67,6 +72,7 @@ def expand_submission(
             deadline=deadline,
             token_mask=token_masks[index] if token_masks else None,
             num_delivered=num_delivered,
+            prompt_scores=scores,
         )
         for index in range(sampling.n)
     ]
@@ -81,11 +87,15 @@ def prefill_request(
     salt: bytes = b"",
     priority: int = 0,
     deadline: float | None = None,
+    prompt_logprobs: int | None = None,
+    prompt_logprobs_from: int = 0,
 ) -> Request | None:
     """A request that computes the whole blocks which one of `prompt_ids` can share; None if there are none.
 
-    Raises InvalidRequest for a prompt outside the vocabulary.
+    prompt_logprobs: as in SamplingParams, of the tokens that follow on those that it computes. Raises InvalidRequest
+    for a prompt outside the vocabulary.
     """
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=prompt_logprobs)
     token_ids = _checked_prompt(prompt_ids, vocab_size)
     num_blocks = shareable_blocks(len(token_ids))
     if not num_blocks:
@@ -94,13 +104,20 @@ def prefill_request(
         id=request_id,
         index=0,
         token_ids=token_ids[: num_blocks * BLOCK_TOKENS],
-        sampling=SamplingParams(max_tokens=1),
+        sampling=sampling,
         seed=0,
         salt=salt if prefix_cache else secrets.token_bytes(16),
         priority=priority,
         deadline=deadline,
         prefill_only=True,
+        prompt_scores=_prompt_scores(sampling, token_ids, len(token_ids), prompt_logprobs_from),
     )
+
+
+def _prompt_scores(sampling: SamplingParams, token_ids: list[int], num_prompt: int, start: int) -> PromptScores | None:
+    if sampling.prompt_logprobs is None:
+        return None
+    return PromptScores(token_ids[:num_prompt], sampling.prompt_logprobs, start)
 
 
 def _checked_prompt(prompt_ids: Sequence[int], vocab_size: int) -> list[int]:

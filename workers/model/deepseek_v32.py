@@ -29,9 +29,20 @@ class DeepseekV32:
         self._attention = Attention(weights.spec, cache, attention_form)
         self._inverse_frequencies = yarn_inverse_frequencies(weights.spec.rope, weights.spec.qk_rope_head_dim)
 
-    @torch.inference_mode()
     def forward(self, step: ForwardBatch) -> torch.Tensor:
-        """Compute a step and return float32 logits [N, V] of `step.logit_tokens_N`.
+        """Compute a step and return float32 logits [N, V] of `step.logit_tokens_N`; see `hidden`."""
+        return self.logits(self.hidden(step))
+
+    @torch.inference_mode()
+    def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """Float32 logits [N, V] of hidden states."""
+        if not x_ND.shape[0]:
+            return torch.empty(0, self._weights.spec.vocab_size)
+        return x_ND.float() @ self._weights.lm_head.float().t()
+
+    @torch.inference_mode()
+    def hidden(self, step: ForwardBatch) -> torch.Tensor:
+        """Compute a step up to the logits: hidden states [N, D] of `step.logit_tokens_N`, after the last norm.
 
         With expert parallelism all ranks call this together, one with no tokens too: it serves its experts.
         """
@@ -52,7 +63,7 @@ class DeepseekV32:
         assert delta_TD is not None, "a model has layers"
         wanted = step.logit_tokens_N
         x_ND, _ = add_rms_norm(delta_TD[wanted], residual_TD[wanted], weights.norm, spec.rms_norm_eps)
-        return x_ND.float() @ weights.lm_head.float().t()
+        return x_ND
 
     def _serve_experts(self) -> torch.Tensor:
         """Take part in every expert exchange of a step without tokens of one's own."""
@@ -61,4 +72,4 @@ class DeepseekV32:
         if self._exchange.world_size > 1:
             for layer in weights.layers:
                 feed_forward(nothing_TD, layer.mlp, weights.spec, self._exchange)
-        return torch.empty(0, weights.spec.vocab_size)
+        return nothing_TD

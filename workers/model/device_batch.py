@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from baleen.blocks import BLOCK_TOKENS
-from workers.model.forward import Array, Piece
+from workers.model.forward import Array, Piece, scored_tokens
 from workers.parallel.lockstep import DecodeSize
 
 
@@ -23,9 +23,9 @@ from workers.parallel.lockstep import DecodeSize
 class DeviceBatch:
     """token_ids, positions, slots: [T] int64; a slot of -1 is not written. block_table: [B, P] int32. sequences: [T]
     int32, each token's row of it; tokens of one sequence lie together. lengths: [T] int32, keys that a token sees, its
-    own included. logit_tokens: [N] int64. most_context: bound of all lengths, known on the host. is_decode: token t is
-    the one token of sequence t. is_filled: the tokens that are there come first, and rows of length 0 fill the step up
-    to a size that all ranks have agreed on.
+    own included. logit_tokens: [N] int64, first those that sample, then those that score a prompt. most_context: bound
+    of all lengths, known on the host. is_decode: token t is the one token of sequence t. is_filled: the tokens that are
+    there come first, and rows of length 0 fill the step up to a size that all ranks have agreed on.
     """
 
     token_ids_T: torch.Tensor
@@ -111,7 +111,9 @@ def build_host_batch(pieces: Sequence[Piece], table: Array, *, fill_to: DecodeSi
     if not decode:
         all_sequences[:total] = sequences
     sampling = [place for place, piece in enumerate(pieces) if piece.samples]
-    wanted = np.arange(padded) if fill_to is not None else ends[sampling] - 1
+    wanted = np.arange(padded)
+    if fill_to is None:
+        wanted = np.concatenate((ends[sampling] - 1, scored_tokens(pieces, ends - sizes)))
     return HostBatch(
         arrays=(token_ids, positions, slots, block_table, all_sequences, lengths, wanted.astype(np.int64)),
         most_context=longest,

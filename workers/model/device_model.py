@@ -31,9 +31,21 @@ class DeviceModel:
         self._attention = PagedAttention(spec, cache, operations)
         self._frequencies = yarn_inverse_frequencies(spec.rope, spec.qk_rope_head_dim).to(weights.embed.device)
 
-    @torch.inference_mode()
     def forward(self, step: DeviceBatch) -> torch.Tensor:
         """Compute a step: float32 logits [N, V] of `step.logit_tokens_N`. Nothing waits for the device."""
+        return self.logits(self.hidden(step))
+
+    @torch.inference_mode()
+    def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] of hidden states: bfloat16 times bfloat16, summed and given in float32."""
+        lm_head_VD = self._weights.lm_head
+        if x_ND.is_cuda:
+            return torch.mm(x_ND, lm_head_VD.t(), out_dtype=torch.float32)
+        return x_ND.float() @ lm_head_VD.float().t()
+
+    @torch.inference_mode()
+    def hidden(self, step: DeviceBatch) -> torch.Tensor:
+        """Compute a step up to the logits: hidden states [N, D] of `step.logit_tokens_N`, after the last norm."""
         weights, spec, ops = self._weights, self._weights.spec, self._ops
         if step.num_tokens == 0:
             return self._serve_experts()
@@ -62,7 +74,7 @@ class DeviceModel:
             residual = x.total
             delta = self._feed_forward(x, layer.mlp, alone, padding_T1)
         last = ops.rms_norm(residual, weights.norm, spec.rms_norm_eps, delta_SD=delta, rows_T=step.logit_tokens_N)
-        return _logits(last.normed, weights.lm_head)
+        return last.normed
 
     def _serve_experts(self) -> torch.Tensor:
         """Take part in every expert exchange of a step without tokens of one's own."""
@@ -75,7 +87,7 @@ class DeviceModel:
                 if layer.mlp.gate_up.is_float8:
                     rows = Scaled(*self._ops.quantise_activations(nothing, ue8m0=True))
                 self._experts(rows, ids_TK, ids_TK.float(), layer.mlp, None)
-        return torch.empty(0, spec.vocab_size, device=nothing.device)
+        return nothing
 
     def _feed_forward(
         self, x: Normed, mlp: DeviceMlp | DeviceMoe, alone: RowGroups, padding_T1: torch.Tensor | None
@@ -100,10 +112,3 @@ class DeviceModel:
             # the shared expert counts once and is not scaled
             beside_TD = self._ops.expert_mlps(rows, alone, mlp.shared.gate_up, mlp.shared.down)
         return self._experts(rows, ids_TK, weights_TK, mlp, beside_TD, padding_T1)
-
-
-def _logits(x_ND: torch.Tensor, lm_head_VD: torch.Tensor) -> torch.Tensor:
-    """bfloat16 times bfloat16, summed and given in float32: [N, V]."""
-    if x_ND.is_cuda:
-        return torch.mm(x_ND, lm_head_VD.t(), out_dtype=torch.float32)
-    return x_ND.float() @ lm_head_VD.float().t()

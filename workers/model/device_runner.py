@@ -18,7 +18,7 @@ from workers.model.device_model import DeviceModel
 from workers.model.device_weights import DeviceMoe, DeviceWeights
 from workers.model.forward import Piece
 from workers.model.graphs import Buckets, DecodeGraphs, context_buckets, row_buckets
-from workers.model.runner import BlockTables, step_result
+from workers.model.runner import BlockTables, scored_result, step_result
 from workers.parallel.dispatch import ExpertExchange
 from workers.parallel.lockstep import DecodeSize
 from workers.staging import Staging
@@ -64,18 +64,22 @@ class DeviceRunner:
     def run(self, batch: Batch | None, decode: DecodeSize | None = None) -> StepResult:
         """Compute a step; waits for the device once, for the tokens, or where none is sampled for the step's end.
 
-        So what it computed may be read by others, and its time be taken, when this returns. Without items it takes part
-        in the group's step and waits for nothing. decode: of the group's Agreement.
+        It waits once more for each prompt that is scored. So what it computed may be read by others, and its time be
+        taken, when this returns. Without items it takes part in the group's step and waits for nothing. decode: of the
+        group's Agreement.
         """
         items = batch.items if batch is not None else ()
         pieces = self._tables.pieces(items)
         owners = [place for place, piece in enumerate(pieces) if piece.samples]
-        logits_NV = self._logits(pieces, decode)
+        scores = any(piece.scored for piece in pieces)
+        found = self._hidden(pieces) if scores else self._logits(pieces, decode)
         replayed = self._num_swaps if decode is not None and self._graphs is not None else 0
         with self._exchange.waiting(replayed):
+            if scores:
+                return scored_result(self._sampler, self._model.logits, found, items, owners)
             if items and not owners:
                 self._wait()
-            return step_result(self._sampler, logits_NV, items, owners)
+            return step_result(self._sampler, found, items, owners)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -96,6 +100,10 @@ class DeviceRunner:
         if not pieces and not self._serves_others:
             return torch.empty(0, self._spec.vocab_size, device=self.device)
         return self._forward(build_host_batch(pieces, self._tables.array))
+
+    def _hidden(self, pieces: list[Piece]) -> torch.Tensor:
+        host = build_host_batch(pieces, self._tables.array)
+        return self._model.hidden(host.on(self._staging.upload(host.arrays)))
 
     def _forward(self, host: HostBatch) -> torch.Tensor:
         return self._model.forward(host.on(self._staging.upload(host.arrays)))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from baleen.blocks import BLOCK_TOKENS
+from workers.engine.prompt_scores import NOTHING
 
 ROWS_PER_ITEM = 4
 """A piece of at most this many tokens is computed as rows, a longer one as a segment."""
@@ -61,7 +62,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """token_ids, positions, slots: [T] int64. logit_tokens: [N] int64, places on the token axis that need logits."""
+    """token_ids, positions, slots: [T] int64. logit_tokens: [N] int64, places on the token axis that need logits: first
+    those that sample, then those that score a prompt.
+    """
 
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
@@ -78,19 +81,35 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens of one request in this step: token ids at positions from `start` on, and its row of the block table."""
+    """Tokens of one request in this step: token ids at positions from `start` on, and its row of the block table.
+
+    scored: as in BatchItem.
+    """
 
     token_ids: Sequence[int]
     start: int
     row: int
     samples: bool
+    scored: range = NOTHING
+
+
+def scored_tokens(pieces: Sequence[Piece], firsts: Array) -> Array:
+    """Places on the token axis whose logits score a prompt, in the order of the pieces. firsts: place of each's first
+    token.
+    """
+    found = [
+        np.arange(piece.scored.start, piece.scored.stop) - 1 - piece.start + first
+        for piece, first in zip(pieces, firsts, strict=True)
+        if piece.scored
+    ]
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
 def build_forward_batch(pieces: Sequence[Piece], table: Array, dense_limit: int) -> tuple[ForwardBatch, list[int]]:
     """Lay the pieces out on the token axis.
 
     table: [rows, most blocks] int64 block ids. dense_limit: contexts up to this length need no indexer (index_topk).
-    Returns the batch and, for each row of its logits, the index of the piece that it belongs to.
+    Returns the batch and, for each row of its logits that samples, the index of the piece that it belongs to.
     """
     sizes = [len(piece.token_ids) for piece in pieces]
     short = [i for i, size in enumerate(sizes) if size <= ROWS_PER_ITEM]
@@ -107,6 +126,8 @@ def build_forward_batch(pieces: Sequence[Piece], table: Array, dense_limit: int)
     slots = table[rows, positions // BLOCK_TOKENS] * BLOCK_TOKENS + positions % BLOCK_TOKENS
     num_row_tokens = int(lengths[: len(short)].sum())
     sampling = [place for place, i in enumerate(order) if pieces[i].samples]
+    firsts = np.empty_like(ends)
+    firsts[order] = ends - lengths
     batch = ForwardBatch(
         token_ids_T=torch.tensor(ids, dtype=torch.int64),
         positions_T=torch.from_numpy(positions),
@@ -121,7 +142,7 @@ def build_forward_batch(pieces: Sequence[Piece], table: Array, dense_limit: int)
             )
             for place in range(len(short), len(order))
         ),
-        logit_tokens_N=torch.from_numpy(ends[sampling] - 1),
+        logit_tokens_N=torch.from_numpy(np.concatenate((ends[sampling] - 1, scored_tokens(pieces, firsts)))),
     )
     return batch, [order[place] for place in sampling]
 

@@ -50,7 +50,8 @@ def workspace_bytes(spec: ModelSpec, engine: EngineConfig, *, logit_bytes: int) 
     """Upper estimate of what one step allocates beside weights and cache.
 
     Of each token the widest tensors of a layer, those of attention and those of the experts, counted as if none were
-    freed before the next; of each sampled row three copies of its logits; index logits; partial sums of attention.
+    freed before the next; of each sampled row three copies of its logits; partial sums of attention. logit_bytes: of
+    what is computed in slices, index logits and the logits of prompts.
     """
     heads = spec.num_heads
     queries = heads * spec.qk_head_dim + spec.index_heads * spec.index_head_dim

@@ -16,6 +16,7 @@ from workers.engine.request import Request
 from workers.engine.sampler import DeadEnd, Sampler, SamplingError
 from workers.model.deepseek_v32 import DeepseekV32
 from workers.model.forward import ForwardBatch, Piece, build_forward_batch
+from workers.model.prompt_scores import Logits, score_prompts
 from workers.model.weights import Weights
 from workers.parallel.dispatch import ExpertExchange
 from workers.parallel.lockstep import DecodeSize
@@ -49,8 +50,8 @@ class Runner:
         """
         items = batch.items if batch is not None else ()
         step, owners = self._forward_batch(items)
-        logits_NV = self._model.forward(step)
-        return step_result(self._sampler, logits_NV, items, owners)
+        x_ND = self._model.hidden(step)
+        return scored_result(self._sampler, self._model.logits, x_ND, items, owners)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 logits [N, V] of the batch's sampling items, in item order."""
@@ -110,6 +111,17 @@ def step_result(
     return StepResult(tuple(sampled))
 
 
+def scored_result(
+    sampler: SamplesRows, logits: Logits, x_ND: torch.Tensor, items: tuple[BatchItem, ...], owners: list[int]
+) -> StepResult:
+    """The same from hidden states: first those that sample, then those that score prompts."""
+    logits_NV = logits(x_ND[: len(owners)])
+    sampled = step_result(sampler, logits_NV, items, owners).sampled
+    if x_ND.shape[0] == len(owners):
+        return StepResult(sampled)
+    return StepResult(sampled, score_prompts(logits, x_ND[len(owners) :], items, logits_NV.shape[1]))
+
+
 class BlockTables:
     """Block ids of the running requests as one array, [max_running, most blocks] int64; only what is new is written."""
 
@@ -124,7 +136,7 @@ class BlockTables:
         for item in items:
             self.update(item.request)
             tokens = item.request.token_ids[item.start : item.start + item.num_tokens]
-            found.append(Piece(token_ids=tokens, start=item.start, row=item.request.slot, samples=item.samples))
+            found.append(Piece(tokens, item.start, item.request.slot, item.samples, item.scored))
         return found
 
     def update(self, request: Request) -> None:

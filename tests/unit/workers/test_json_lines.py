@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from baleen.errors import BaleenError
 from baleen.ids import Epoch, Incarnation, RequestId
-from baleen.reports import Load
+from baleen.reports import Load, PromptLogprobs, PromptReport
 from baleen.sampling import SamplingParams
 from workers.engine.batch import FinishReason, RequestOutput, SampledToken
 from workers.engine.messages import (
@@ -41,6 +41,7 @@ samplings = st.builds(
     stop=st.lists(st.text(min_size=1), max_size=16).map(tuple),
     ignore_eos=st.booleans(),
     logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
     n=st.integers(1, 128),
     seed=st.none() | st.integers(0, 2**63 - 1),
 )
@@ -72,6 +73,11 @@ outputs = st.builds(
     num_prompt_tokens=counts,
     num_cached_tokens=counts,
 )
+prompts = st.builds(
+    PromptReport,
+    ids,
+    st.builds(PromptLogprobs, counts, st.lists(numbers, max_size=4), st.lists(tokens, max_size=4), st.lists(numbers)),
+)
 loads = st.builds(
     Load,
     free_blocks=counts,
@@ -84,7 +90,9 @@ loads = st.builds(
     draining=st.booleans(),
 )
 events = (
-    st.builds(StepReport, counts, st.lists(outputs, max_size=3).map(tuple), loads)
+    st.builds(
+        StepReport, counts, st.lists(outputs, max_size=3).map(tuple), loads, st.lists(prompts, max_size=2).map(tuple)
+    )
     | st.builds(
         Ready,
         rank=counts,

@@ -6,8 +6,9 @@ import pytest
 
 from baleen.errors import AlreadyRunning
 from baleen.ids import RequestId
-from baleen.reports import FinishReason, Load, RequestOutput, SampledToken
+from baleen.reports import FinishReason, Load, PromptLogprobs, PromptReport, RequestOutput, SampledToken
 from baleen.v1 import worker_pb2
+from baleen.wire.reports import prompt_logprobs_from_proto
 from tests.support.rank_grpc_client import async_test
 from workers import sessions
 from workers.engine.messages import Abort, Ended, PrefillDone, Refused, ReleaseReservation, StepReport
@@ -74,6 +75,24 @@ async def test_a_merged_message_stays_below_its_limit(monkeypatch):
     _, *reports = await waiting(session)
     assert [len(message.step_report.outputs) for message in reports] == [10, 10, 10, 5]
     assert [o.position for message in reports for o in message.step_report.outputs] == list(range(35))
+
+
+@async_test
+async def test_news_of_prompts_go_to_whoever_asked_and_are_not_merged():
+    sessions_, _ = table()
+    mine, other = sessions_.open("", OPENED), sessions_.open("", OPENED)
+    sessions_.claim(mine, RequestId("a"), 1)
+    for step in range(3):
+        prompts = (PromptReport(RequestId("a"), PromptLogprobs(1 + 2 * step, (-0.5, -1.5), (7, 8), (-0.25, -1.0))),)
+        sessions_.report(
+            StepReport(step, (output("a", finish=FinishReason.STOP),) if step == 2 else (), load(), prompts)
+        )
+    _, *reports = await waiting(mine)
+    found = [prompt for message in reports for prompt in message.step_report.prompts]
+    assert [len(message.step_report.prompts) for message in reports] == [1, 1, 1]
+    assert [prompt_logprobs_from_proto(prompt.logprobs).end for prompt in found] == [3, 5, 7]
+    assert len(reports[-1].step_report.outputs) == 1
+    assert not any(message.step_report.prompts for message in await waiting(other))
 
 
 @async_test

@@ -12,7 +12,7 @@ from baleen.budget import Budget
 from baleen.constraint import Constraint
 from baleen.errors import InvalidRequest
 from baleen.ids import Epoch, Incarnation, RequestId
-from baleen.reports import FinishReason, Load, RankInfo, RequestOutput, SampledToken
+from baleen.reports import FinishReason, Load, PromptLogprobs, RankInfo, RequestOutput, SampledToken
 from baleen.sampling import SamplingParams
 from baleen.v1 import common_pb2, worker_pb2
 from baleen.wire.reports import (
@@ -23,6 +23,8 @@ from baleen.wire.reports import (
     load_to_proto,
     output_from_proto,
     output_to_proto,
+    prompt_logprobs_from_proto,
+    prompt_logprobs_to_proto,
 )
 from baleen.wire.sampling import sampling_from_proto, sampling_to_proto
 
@@ -85,6 +87,7 @@ def test_absent_sampling_fields_have_our_defaults_and_zeros_count():
         ({"seed": 2**63}, "seed"),
         ({"n": 129}, "n"),
         ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": 21, "max_tokens": 0}, "prompt_logprobs"),
         ({"stop": [""]}, "stop"),
         ({"logit_bias": {5: math.inf}}, "logit_bias"),
         ({"logit_bias": {5: math.nan}}, "logit_bias"),
@@ -115,6 +118,16 @@ outputs = st.builds(
 def test_outputs_arrive_as_sent(output):
     message = worker_pb2.RequestOutput.FromString(output_to_proto(output).SerializeToString())
     assert output_from_proto(message) == output
+
+
+def test_parts_of_a_prompt_are_those_of_the_whole():
+    whole = PromptLogprobs(5, [-1.0, -2.0, -3.0], [1, 2, 3, 4, 5, 6], [-0.5, -0.75, -1.0, -1.5, -2.0, -2.5])
+    message = common_pb2.PromptLogprobs.FromString(prompt_logprobs_to_proto(whole).SerializeToString())
+    arrived = prompt_logprobs_from_proto(message)
+    assert (arrived.end, arrived.num_top) == (8, 2)
+    assert arrived.part(6, 8) == PromptLogprobs(6, [-2.0, -3.0], [3, 4, 5, 6], [-1.0, -1.5, -2.0, -2.5])
+    assert arrived.part(5, 8) == whole
+    assert PromptLogprobs(5, [-1.0]).part(5, 6).num_top == 0
 
 
 def test_logprobs_of_a_float32_model_lose_nothing():

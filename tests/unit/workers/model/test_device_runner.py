@@ -75,3 +75,24 @@ def test_an_item_that_does_not_sample_has_no_token(runner):
     one = request(0, prompt, [3], temperature=0.0)
     assert runner.run(Batch((BatchItem(one, 0, 20, samples=False),), 20)).sampled == (None,)
     assert runner.run(None).sampled == ()
+
+
+def test_prompts_are_scored_beside_what_samples(runner):
+    cases = golden(NAME)["cases"]
+    first = request(0, cases[0]["prompt"], [5], temperature=0.0)
+    second = request(1, cases[1]["prompt"], [2, 7], temperature=0.0, prompt_logprobs=2)
+    sizes = [len(one.token_ids) for one in (first, second)]
+    items = (
+        BatchItem(second, 0, sizes[1], samples=True, scored=range(1, sizes[1])),
+        BatchItem(first, 0, sizes[0], samples=True),
+    )
+    result = runner.run(Batch(items, sum(sizes)))
+    plain = runner.run(Batch((BatchItem(second, 0, sizes[1], True), BatchItem(first, 0, sizes[0], True)), sum(sizes)))
+    assert result.sampled == plain.sampled and not plain.scored
+    scores = result.scored[0]
+    assert (scores.position, scores.end, scores.num_top) == (1, sizes[1], 2)
+    for place in (1, sizes[1] - 1):
+        one = request(1, second.token_ids[:place], [2, 7], temperature=0.0)
+        logits = runner.logits(Batch((BatchItem(one, 0, place, samples=True),), place))[0].double().log_softmax(-1)
+        assert scores.logprobs[place - 1] == pytest.approx(float(logits[second.token_ids[place]]), abs=0.02)
+        assert scores.part(place, place + 1).top_logprobs == pytest.approx(logits.topk(2).values.tolist(), abs=0.02)
