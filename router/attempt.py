@@ -15,9 +15,9 @@ from baleen.errors import (
     QueueFull,
 )
 from baleen.ids import RequestId
-from baleen.reports import FinishReason, RankInfo, RequestOutput
+from baleen.reports import FinishReason, PromptReport, RankInfo, RequestOutput
 from baleen.seeds import completion_seed
-from router.completion import ClientCompletion, OutputGap
+from router.completion import ClientCompletion, ClientPrompt, OutputGap
 from router.fetches import FetchLog, FetchRoute, fetch_prefix
 from router.messages import (
     Delta,
@@ -37,6 +37,9 @@ ELSEWHERE = (QueueFull, DrainingError, NotReady, EpochEnded)
 """Refusals that say nothing about the request: another rank may take it."""
 
 Emit = Callable[[Delta], Awaitable[None]]
+
+MOST_PLACES = 4096
+"""Places of a prompt in one delta, some 600 KB at 20 rivals: clients of gRPC take 4 MB unless told otherwise."""
 
 
 class RankFailed(BaleenError):
@@ -68,6 +71,7 @@ class Attempt:
     def __init__(
         self,
         job: Job,
+        prompt: ClientPrompt,
         completions: Sequence[ClientCompletion],
         record: RequestRecord,
         emit: Emit,
@@ -85,6 +89,7 @@ class Attempt:
         reserve_s: how long the decode rank keeps blocks for what the prefill rank sends.
         """
         self._job = job
+        self._prompt = prompt
         self._completions = completions
         self._record = record
         self._emit = emit
@@ -122,7 +127,7 @@ class Attempt:
                 rank.release(unused)
 
     async def _reserve(self) -> Reservation | None:
-        """Blocks on the decode rank for what it lacks of the prompt; None if that is nothing."""
+        """Blocks on the decode rank for what it lacks of the prompt; None if it lacks nothing, nor is it scored."""
         self._record.enter("reserving", self._now())
         timeout_s = min(self._reserve_s, self._remaining())
         try:
@@ -134,7 +139,7 @@ class Attempt:
         except DeadlineExceeded as error:
             # the call's own, shorter limit: the rank is too slow
             raise RankFailed(_info(self._decode), f"no answer to a reservation: {error}") from error
-        if reservation.num_reserved_blocks == 0:
+        if reservation.num_reserved_blocks == 0 and not self._prompt.is_wanted:
             self._decode.release(reservation.ticket)
             return None
         self._unused.add((self._decode, reservation.ticket))
@@ -169,11 +174,14 @@ class Attempt:
                 cache_salt=self._job.cache_salt,
                 ticket=ticket,
                 traceparent=self._job.traceparent,
+                prompt_logprobs=self._prompt.num_top,
+                prompt_logprobs_from=self._prompt.next,
             ),
             self._mailbox,
         )
         try:
-            event = await self._mailbox.get()
+            while isinstance(event := await self._mailbox.get(), PromptReport):
+                await self._take_prompt(rank, event)
             ended = True
         finally:
             if ended:
@@ -209,6 +217,8 @@ class Attempt:
                 event = await self._mailbox.get()
                 if isinstance(event, RequestOutput):
                     await self._take(running, event)
+                elif isinstance(event, PromptReport):
+                    await self._take_prompt(self._decode, event)
                 elif isinstance(event, RankLost):
                     raise RankFailed(_info(self._decode), event.cause, lost=True)
                 elif isinstance(event, RankRefused):
@@ -248,12 +258,23 @@ class Attempt:
                     cache_salt=job.cache_salt,
                     ticket=ticket,
                     traceparent=job.traceparent,
+                    prompt_logprobs_from=self._prompt.next,
                 ),
                 self._mailbox,
             )
             # a ticket is good for one submission; the others find its blocks in the cache
             ticket = ""
         return running
+
+    async def _take_prompt(self, rank: RankSession, report: PromptReport) -> None:
+        try:
+            news = self._prompt.take(report.logprobs)
+        except OutputGap as error:
+            raise RankFailed(_info(rank), str(error)) from error
+        if news is not None:
+            for start in range(news.position, news.end, MOST_PLACES):
+                part = news.part(start, min(start + MOST_PLACES, news.end))
+                await self._emit(Delta(index=0, tokens=(), text=None, prompt=part))
 
     async def _take(self, running: dict[RequestId, list[ClientCompletion]], output: RequestOutput) -> None:
         group = running.get(output.request_id)
@@ -265,6 +286,8 @@ class Attempt:
         # a rank that leaves ends what it has; so does one that was told to by somebody else
         moves = completion.finish is None and output.finish in (FinishReason.FAILED, FinishReason.CANCELLED)
         try:
+            if output.tokens or output.finish is FinishReason.LENGTH:
+                self._prompt.require_whole()
             delta = completion.take(replace(output, finish=None) if moves else output)
         except OutputGap as error:
             raise RankFailed(_info(self._decode), str(error)) from error

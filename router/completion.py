@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baleen.errors import BaleenError
-from baleen.reports import FinishReason, RequestOutput, SampledToken
+from baleen.reports import FinishReason, PromptLogprobs, RequestOutput, SampledToken
 from baleen.sampling import SamplingParams
 from baleen.text.completion import CompletionText, StopHit
 from baleen.text.stop_strings import StopStrings
@@ -73,6 +73,50 @@ class ClientCompletion:
             rest = self._text.finish()
             piece, hit = piece + rest.text, rest.hit
         return piece, hit
+
+
+class ClientPrompt:
+    """The log-probabilities of a request's prompt as the client sees them: each place once, in order.
+
+    num_top: the most likely tokens at each place; None: the client asked for none. next: place of the first token whose
+    log-probabilities it lacks.
+    """
+
+    def __init__(self, num_tokens: int, num_top: int | None) -> None:
+        self.num_top = num_top
+        self.next = 1
+        self._num_tokens = num_tokens
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any are still to come."""
+        return self.num_top is not None and self.next < self._num_tokens
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has any."""
+        return self.next > 1
+
+    def take(self, logprobs: PromptLogprobs) -> PromptLogprobs | None:
+        """The news in `logprobs` for the client, or None if there is none.
+
+        Raises OutputGap if some are missing before it.
+        """
+        if logprobs.position > self.next:
+            raise OutputGap(
+                f"log-probabilities of the prompt from {self.next} on are missing, the next ones start at "
+                f"{logprobs.position}"
+            )
+        if logprobs.end <= self.next:
+            return None
+        news = logprobs.part(self.next, logprobs.end)
+        self.next = logprobs.end
+        return news
+
+    def require_whole(self) -> None:
+        """Raise OutputGap if any are missing, now that a completion begins."""
+        if self.is_wanted:
+            raise OutputGap(f"log-probabilities of the prompt end at {self.next} of {self._num_tokens} tokens")
 
 
 def new_completions(

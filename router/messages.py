@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from baleen.ids import RequestId
-from baleen.reports import FinishReason, RequestOutput, SampledToken
+from baleen.reports import FinishReason, PromptLogprobs, PromptReport, RequestOutput, SampledToken
 from baleen.sampling import SamplingParams
 
 
@@ -49,7 +49,8 @@ class CachedTokens:
 class Delta:
     """New tokens of completion `index` for the client. text is None where none was asked for.
 
-    num_output_tokens: all of this completion so far. cached: what of the prompt was found computed already.
+    num_output_tokens: all of this completion so far. cached: what of the prompt was found computed already. prompt:
+    news of the prompt, which all completions have; then nothing else.
     """
 
     index: int
@@ -59,6 +60,7 @@ class Delta:
     detail: str = ""
     num_output_tokens: int = 0
     cached: CachedTokens = field(default_factory=CachedTokens)
+    prompt: PromptLogprobs | None = None
 
     @property
     def tells_usage(self) -> bool:
@@ -81,6 +83,7 @@ class RankSubmission:
     """Tokens to generate on a rank. The last `num_delivered` of `token_ids` are output that the client has already.
 
     request_id is of this attempt alone, so that news of an earlier one is never taken for this one's.
+    prompt_logprobs_from: place of the first token whose log-probabilities the client lacks, if it asked for them.
     """
 
     request_id: RequestId
@@ -92,13 +95,15 @@ class RankSubmission:
     cache_salt: str = ""
     ticket: str = ""
     traceparent: str = ""
+    prompt_logprobs_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPrefill:
     """Compute the whole blocks of `token_ids` and push those that the reservation lacks into it.
 
-    ticket: of a reservation on the rank itself, with blocks that were fetched for it.
+    ticket: of a reservation on the rank itself, with blocks that were fetched for it. prompt_logprobs: as in
+    SamplingParams, from the token at place `prompt_logprobs_from` on.
     """
 
     request_id: RequestId
@@ -109,6 +114,8 @@ class RankPrefill:
     cache_salt: str = ""
     ticket: str = ""
     traceparent: str = ""
+    prompt_logprobs: int | None = None
+    prompt_logprobs_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class FetchEnded:
     failure: str
 
 
-RankEvent = RequestOutput | RankRefused | RankLost | PrefillEnded
+RankEvent = RequestOutput | PromptReport | RankRefused | RankLost | PrefillEnded
 
 
 class Mailbox:

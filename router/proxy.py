@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from baleen.wire.errors import wire_error
 from router.admission import Admission, Applicant
 from router.attempt import Attempt, Emit, RankFailed
 from router.choice import Chooser, Placement
-from router.completion import ClientCompletion, new_completions
+from router.completion import ClientCompletion, ClientPrompt, new_completions
 from router.fetches import FetchLog, FetchRoute
 from router.journal import log_end
 from router.messages import Job
@@ -164,6 +164,7 @@ class _Life:
         self._record = record
         self._spans = spans
         self._emit = emit
+        self._prompt = ClientPrompt(len(job.prompt), job.sampling.prompt_logprobs)
         self._completions = new_completions(job.sampling, proxy._tokenizer, wants_text=job.wants_text)
         self._excluded: set[Incarnation] = set()
         self._died: dict[Incarnation, Epoch] = {}
@@ -200,7 +201,7 @@ class _Life:
         """Wait in the queue for ranks with room."""
         proxy, job = self._proxy, self._job
         self._record.enter("queued", proxy._clock.now())
-        held = await proxy._chooser.look_up(job, job.prompt)
+        held = await self._look_up(job.prompt)
         return await proxy._admission.admit(
             Applicant(
                 request_id=job.request_id,
@@ -221,7 +222,7 @@ class _Life:
         self._record.enter("moving", begun)
         unfinished = self._unfinished()
         token_ids = [*job.prompt, *(unfinished[0].token_ids if len(unfinished) == 1 else ())]
-        held: Mapping[Incarnation, int] = await proxy._chooser.look_up(job, token_ids)
+        held = await self._look_up(token_ids)
         while True:
             try:
                 placement = proxy._chooser.place(
@@ -244,6 +245,10 @@ class _Life:
             self._excluded &= self._died.keys()
             await proxy._sessions.change(RECHECK_S)
             self._forget_the_living()
+
+    async def _look_up(self, token_ids: Sequence[int]) -> Mapping[Incarnation, int]:
+        """Who holds how much of these tokens; nobody, while what would be held gives no log-probabilities."""
+        return {} if self._prompt.is_wanted else await self._proxy._chooser.look_up(self._job, token_ids)
 
     def _tired(self, begun: float) -> bool:
         """Whether the wait since `begun` is over.
@@ -279,6 +284,7 @@ class _Life:
         self._record.happened(f"on {decode.address}: {decision.reason}", proxy._clock.now())
         await Attempt(
             self._job,
+            self._prompt,
             self._unfinished(),
             self._record,
             self._emit,
@@ -302,8 +308,8 @@ class _Life:
 
     @property
     def _begun(self) -> bool:
-        """Whether the client has any token."""
-        return any(completion.token_ids for completion in self._completions)
+        """Whether the client has anything of the answer."""
+        return self._prompt.has_begun or any(completion.token_ids for completion in self._completions)
 
     def _route(self, decision: Decision, computes: RankSession) -> FetchRoute | None:
         """The sessions for a planned fetch, if both ranks are still there."""

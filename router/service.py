@@ -18,7 +18,7 @@ from baleen.telemetry import Log
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.errors import abort, wire_error
-from baleen.wire.reports import finish_to_proto, logprobs_to_proto
+from baleen.wire.reports import finish_to_proto, logprobs_to_proto, prompt_logprobs_to_proto
 from baleen.wire.sampling import sampling_from_proto
 from baleen.wire.serving import metadata_of
 from router.client_session import ClientSession, Outlet, Terms
@@ -246,7 +246,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 
 def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
-    """What is new of one completion; usage goes with its beginning and its end."""
+    """What is new of one completion, or of the prompt; usage goes with the beginning and the end of a completion."""
+    if delta.prompt is not None:
+        return inference_pb2.Delta(prompt_logprobs=prompt_logprobs_to_proto(delta.prompt))
     message = inference_pb2.Delta(
         index=delta.index,
         text=delta.text or "",

@@ -13,12 +13,12 @@ import grpc
 from baleen.clock import Clock
 from baleen.errors import BaleenError, NotReady
 from baleen.ids import Incarnation, RequestId
-from baleen.reports import Load, RankInfo
+from baleen.reports import Load, PromptReport, RankInfo
 from baleen.tls_config import TlsConfig
 from baleen.v1 import worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import SESSION_KEY, open_channel
 from baleen.wire.errors import error_from_failure, error_from_rpc
-from baleen.wire.reports import info_from_proto, load_from_proto, output_from_proto
+from baleen.wire.reports import info_from_proto, load_from_proto, output_from_proto, prompt_logprobs_from_proto
 from baleen.wire.sampling import sampling_to_proto
 from router.messages import (
     FetchEnded,
@@ -171,6 +171,9 @@ class RankSession:
         kind = message.WhichOneof("message")
         if kind == "step_report":
             report = message.step_report
+            for prompt in report.prompts:
+                request_id = RequestId(prompt.request_id)
+                self._give(request_id, PromptReport(request_id, prompt_logprobs_from_proto(prompt.logprobs)))
             for output in report.outputs:
                 mailbox = self._mailboxes.get(RequestId(output.request_id))
                 if mailbox is not None:
@@ -222,6 +225,7 @@ class RankSession:
                     num_delivered=submission.num_delivered,
                     ticket=submission.ticket,
                     traceparent=submission.traceparent,
+                    prompt_logprobs_from=submission.prompt_logprobs_from,
                 )
             )
         )
@@ -242,6 +246,8 @@ class RankSession:
                     destination=_destination(prefill.reservation),
                     ticket=prefill.ticket,
                     traceparent=prefill.traceparent,
+                    prompt_logprobs=prefill.prompt_logprobs,
+                    prompt_logprobs_from=prefill.prompt_logprobs_from,
                 )
             )
         )

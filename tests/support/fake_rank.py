@@ -25,6 +25,7 @@ from baleen.v1 import common_pb2, worker_pb2, worker_pb2_grpc
 from baleen.wire.channel import SERVER_OPTIONS
 from baleen.wire.errors import abort, error_to_failure
 from baleen.wire.sampling import sampling_from_proto
+from tests.support.fake_scores import say_scores
 
 VOCAB_SIZE = 288
 EOS = 1
@@ -68,7 +69,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
     many tokens of all requests together. refuse, refuse_reserve: answer submits and prefills, reservations, with this
     error. fail_prefill: end prefills with this failure. hold_prefill: prefills do not end while this is set.
     num_held: blocks that reservations and prefills find here. num_cached_tokens: what outputs say was found.
-    free_blocks: what the load says.
+    num_scored: most places of a prompt that it reports for one message. free_blocks: what the load says.
     """
 
     def __init__(self, *, role: str = "mixed", pool: str = "pool", group: str = "group", rank: int = 0) -> None:
@@ -80,6 +81,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
         self.hold_prefill = False
         self.num_held = 0
         self.num_cached_tokens = 0
+        self.num_scored = 100_000
         self.free_blocks = 64
         self.prefill_tokens_per_s = 10_000.0
         self.decode_tokens_per_s = 100.0
@@ -252,6 +254,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
         except BaleenError as error:
             self._refuse(session, submit.request_id, error)
             return
+        say_scores(session.out, submit, most=self.num_scored)
         now = asyncio.get_running_loop().time()
         for index in range(sampling.n):
             self._running.append(
@@ -283,6 +286,7 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
 
     def _end_prefill(self, session: _Session, prefill: worker_pb2.Prefill) -> None:
         num_blocks = shareable_blocks(len(prefill.token_ids))
+        say_scores(session.out, prefill, most=self.num_scored)
         wanted = num_blocks - prefill.destination.first_block if prefill.HasField("destination") else 0
         done = worker_pb2.PrefillDone(
             request_id=prefill.request_id,

@@ -28,12 +28,13 @@ NO_SHORT_CUT = Parameters(short_tail_tokens=0)
 
 @dataclass(eq=False)
 class Answer:
-    """What a client got: by completion tokens, text, finish; the messages as they came."""
+    """What a client got: by completion tokens, text, finish; of the prompt all together; the messages as they came."""
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     text: dict[int, str] = field(default_factory=dict)
     finish: dict[int, int] = field(default_factory=dict)
     usage: dict[int, common_pb2.Usage] = field(default_factory=dict)
+    prompt: common_pb2.PromptLogprobs = field(default_factory=lambda: common_pb2.PromptLogprobs(position=1))
     deltas: list[inference_pb2.Delta] = field(default_factory=list)
     request_id: str = ""
 
@@ -46,6 +47,17 @@ class Answer:
         delta = message.delta
         assert delta.index not in self.finish, "news after the end"
         self.deltas.append(delta)
+        if delta.HasField("prompt_logprobs"):
+            assert not any(self.tokens.values()), "news of the prompt after a token"
+            assert delta.prompt_logprobs.position == self.prompt.position + len(self.prompt.logprobs)
+            self.prompt.MergeFrom(
+                common_pb2.PromptLogprobs(
+                    logprobs=delta.prompt_logprobs.logprobs,
+                    top_token_ids=delta.prompt_logprobs.top_token_ids,
+                    top_logprobs=delta.prompt_logprobs.top_logprobs,
+                )
+            )
+            return
         self.tokens.setdefault(delta.index, []).extend(delta.token_ids)
         self.text[delta.index] = self.text.get(delta.index, "") + delta.text
         if delta.finish_reason:

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baleen.ids import RequestId
-from baleen.reports import FinishReason, RequestOutput, SampledToken
+from baleen.reports import FinishReason, PromptLogprobs, RequestOutput, SampledToken
 from baleen.sampling import SamplingParams
 from baleen.text.tokenizer import Tokenizer
-from router.completion import ClientCompletion, OutputGap, new_completions
+from router.completion import ClientCompletion, ClientPrompt, OutputGap, new_completions
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
 TOKENIZER = Tokenizer(tiny_tokenizer())
@@ -37,6 +37,36 @@ def test_a_repeat_alone_is_no_news():
     completion = ClientCompletion(0, None)
     completion.take(output(0, [1, 2, 3]))
     assert completion.take(output(1, [2, 3])) is None
+
+
+def prompt_part(start, end):
+    places = range(start, end)
+    return PromptLogprobs(start, [-float(place) for place in places], list(places), [-0.5] * len(places))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=10))
+def test_each_place_of_a_prompt_comes_once(pieces):
+    prompt = ClientPrompt(30, 1)
+    got = []
+    for back, forward in [*pieces, (5, 30)]:
+        assert prompt.is_wanted == (len(got) < 29) and prompt.has_begun == bool(got)
+        news = prompt.take(prompt_part(max(1, prompt.next - back), min(30, prompt.next + forward)))
+        if news is not None:
+            assert (news.position, news.top_ids) == (len(got) + 1, list(range(news.position, news.end)))
+            got += news.logprobs
+    assert got == [-float(place) for place in range(1, 30)]
+
+
+def test_a_gap_in_a_prompt_is_noticed():
+    prompt = ClientPrompt(30, 0)
+    prompt.take(prompt_part(1, 5))
+    with pytest.raises(OutputGap, match="from 5 on are missing, the next ones start at 6"):
+        prompt.take(prompt_part(6, 7))
+    with pytest.raises(OutputGap, match="end at 5 of 30 tokens"):
+        prompt.require_whole()
+    for none_wanted in (ClientPrompt(30, None), ClientPrompt(1, 3)):
+        assert not none_wanted.is_wanted
+        none_wanted.require_whole()
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=10))
