@@ -36,7 +36,10 @@ TABLES: tuple[tuple[str, str, tuple[Field, ...]], ...] = (
     ),
     (
         "POST /v1/completions",
-        "Also without `/v1`, under `/beta` and `/beta/v1`. `suffix` needs a model with tokens for gaps.",
+        "Also without `/v1`, under `/beta` and `/beta/v1`. `suffix` needs a model with tokens for gaps.\n\n"
+        "With `echo` and `logprobs` the lists of `logprobs` begin with the tokens of the prompt, of which the first\n"
+        "has null. A prompt that is a text begins with the model's own first token, which is no part of the text.\n"
+        "Such a prompt is computed anew, with nothing from a cache.",
         COMPLETIONS,
     ),
     ("POST /v1/responses", "Also without `/v1`. Nothing is stored.", RESPONSES),

@@ -44,7 +44,8 @@ class TokenUsage(NamedTuple):
 class Piece:
     """News of one answer. finish: stop, length, tool_calls or insufficient_system_resource, in its last piece only.
 
-    usage: of all answers so far. stopped_by: the stop string that ended the answer, if one did.
+    usage: of all answers so far. stopped_by: the stop string that ended the answer, if one did. prompt: news of the
+    prompt, of all the answers to it; then nothing else.
     """
 
     index: int
@@ -54,3 +55,4 @@ class Piece:
     finish: str | None
     usage: TokenUsage
     stopped_by: str | None = None
+    prompt: common_pb2.PromptLogprobs | None = None

@@ -125,6 +125,16 @@ class Running:
         self._strand.close()
 
     def _piece(self, delta: inference_pb2.Delta) -> Piece:
+        if delta.HasField("prompt_logprobs"):
+            return Piece(
+                index=delta.index,
+                events=(),
+                token_ids=(),
+                logprobs=(),
+                finish=None,
+                usage=self._usage,
+                prompt=delta.prompt_logprobs,
+            )
         answer = self._answers[delta.index]
         before = self._usage
         num_tokens, num_reasoning = answer.count(delta.token_ids)

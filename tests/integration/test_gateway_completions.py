@@ -5,6 +5,7 @@ import pytest
 
 from baleen.errors import QueueFull
 from baleen.text.tokenizer import Tokenizer
+from tests.support.fake_scores import fake_score
 from tests.support.http_gateway import gateway_thread
 from tests.support.tiny_tokenizer import tiny_tokenizer
 
@@ -74,6 +75,53 @@ def test_log_probabilities_of_answers(client):
     assert answer.logprobs.text_offset[:3] == [0, *(len("".join(answer.logprobs.tokens[:n])) for n in (1, 2))]
 
 
+def scores_of(token_ids):
+    return [None, *(fake_score(token_ids, place) for place in range(1, len(token_ids)))]
+
+
+def test_a_prompt_is_scored_as_harnesses_ask(client):
+    prompts = [TOKENIZER.encode("größe ab"), TOKENIZER.encode("cd")[:1]]
+    for max_tokens in (0, 1):
+        answer = ask(client, prompt=prompts, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0)
+        for choice, prompt in zip(answer.choices, prompts, strict=True):
+            text, found = TOKENIZER.decode(prompt), choice.logprobs
+            num = len(prompt)
+            assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == num + max_tokens
+            assert found.token_logprobs[:num] == scores_of(prompt)
+            assert found.top_logprobs[0] is None
+            assert [list(top.values()) for top in found.top_logprobs[1:num]] == [[-1.0]] * (num - 1)
+            assert choice.text.startswith(text) and (choice.text == text) == (max_tokens == 0)
+            assert choice.finish_reason == "length"
+        assert answer.usage.completion_tokens == 2 * max_tokens
+
+
+def test_offsets_of_a_prompt_are_places_in_its_text(client):
+    choice = ask(client, prompt="größe ab", echo=True, logprobs=0, max_tokens=3).choices[0]
+    prompt = TOKENIZER.encode(BOS + "größe ab")
+    found = choice.logprobs
+    assert choice.text.startswith("größe ab<")
+    assert found.token_logprobs[: len(prompt)] == scores_of(prompt)
+    # what begins a text is none of its characters
+    start = len(TOKENIZER.encode(BOS))
+    assert found.text_offset[: start + 1] == [0] * (start + 1)
+    for token, offset in list(zip(found.tokens, found.text_offset, strict=True))[start:]:
+        assert "\ufffd" in token or choice.text.startswith(token, offset)
+    assert found.text_offset[len(prompt)] == len("größe ab")
+
+
+def test_a_streamed_prompt_is_the_whole_one(client):
+    fields = {"prompt": ["größe ab", "cd"], "n": 2, "echo": True, "logprobs": 2, "max_tokens": 4}
+    whole = ask(client, **fields)
+    texts, columns = [""] * 4, [{} for _ in range(4)]
+    for chunk in ask(client, **fields, stream=True):
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+        for name, values in (choice.logprobs.model_dump() if choice.logprobs else {}).items():
+            columns[choice.index].setdefault(name, []).extend(values)
+    assert texts == [choice.text for choice in whole.choices]
+    assert columns == [choice.logprobs.model_dump() for choice in whole.choices]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -83,7 +131,8 @@ def test_log_probabilities_of_answers(client):
         ({"prompt": [[]]}, "prompt[0][0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "echo": True, "max_tokens": 0}, "max_tokens"),
+        ({"prompt": "a", "logprobs": 1, "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "n": 9}, "n"),

@@ -16,6 +16,7 @@ from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import SERVER_OPTIONS
 from router.client_session import ClientSession, Outlet, Terms
+from tests.support.fake_scores import prompt_deltas
 
 MAX_CONTEXT = 100_000
 
@@ -83,6 +84,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         if reply is None:
             await asyncio.Event().wait()
             return
+        for news in prompt_deltas(request):
+            await outlet.delta(news)
         for index in range(max(1, request.sampling.n)):
             async for delta in self._deltas(request, self._tokenizer.encode(reply)):
                 delta.index = index

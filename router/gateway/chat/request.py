@@ -196,17 +196,23 @@ def read_sampling(
     room: int,
     num_prompt: int,
     constraint: Constraint | None = None,
+    *,
+    scores_prompt: bool = False,
 ) -> SamplingParams:
-    """Sampling of a checked body. room: tokens that the context has beside the prompt. Raises InvalidRequest."""
+    """Sampling of a checked body. room: tokens that the context has beside the prompt. Raises InvalidRequest.
+
+    scores_prompt: what log-probabilities say of the answer, they say of the prompt too.
+    """
     wanted = given.get("max_completion_tokens", given.get("max_tokens"))
     if wanted is not None and wanted > limits.max_output:
         raise InvalidRequest(
             f"Invalid max_tokens value, the valid range of max_tokens is [1, {limits.max_output}]", field="max_tokens"
         )
-    if room < (wanted or 1):
+    least = 1 if wanted is None else wanted
+    if room < least:
         total = room + num_prompt
         raise ContextExceeded(
-            f"the prompt has {num_prompt} tokens and max_tokens is {wanted or 1}, the model's context is {total}",
+            f"the prompt has {num_prompt} tokens and max_tokens is {least}, the model's context is {total}",
             field="messages",
         )
     default = DEFAULT_THINKING_TOKENS if thinking else DEFAULT_TOKENS
@@ -217,12 +223,14 @@ def read_sampling(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) for text in stops):
         raise InvalidRequest("stop must be a string or an array of strings", field="stop")
+    logprobs = _logprobs(given, thinking)
     return SamplingParams(
-        max_tokens=wanted or min(default, room, limits.max_output),
+        max_tokens=min(default, room, limits.max_output) if wanted is None else wanted,
         stop=stops,
         stop_token_ids=frozenset(_token_ids(given.get("stop_token_ids", ()))),
         logit_bias=_bias(given.get("logit_bias", {})),
-        logprobs=_logprobs(given, thinking),
+        logprobs=logprobs,
+        prompt_logprobs=logprobs if scores_prompt else None,
         constraint=constraint,
         **values,
     )

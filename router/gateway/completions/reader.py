@@ -9,8 +9,10 @@ from typing import Any
 from baleen.errors import BaleenError
 from baleen.text.output_events import Content
 from baleen.text.tokenizer import Tokenizer
+from baleen.v1 import common_pb2
 from router.gateway.ask import Ask, Piece, TokenUsage
 from router.gateway.chat.answer import ChunkOptions, chunk_options, shown_usage
+from router.gateway.completions.logprobs import Columns, Echo, extend, no_columns
 from router.gateway.completions.request import TextRequest, read_asks
 from router.gateway.dialect import Gateway
 from router.gateway.frames import DONE, data_frame
@@ -21,15 +23,18 @@ Json = dict[str, Any]
 
 
 class _Choice:
-    """One answer. offset: characters of it so far."""
+    """One answer. text: what it begins with, its prompt or nothing. echo: the same with log-probabilities, or None."""
 
-    def __init__(self, echo: str) -> None:
+    def __init__(self, text: str, echo: Echo | None, tokenizer: Tokenizer) -> None:
+        self.text = text
         self.echo = echo
         self.pieces: list[str] = []
         self.token_ids: list[int] = []
-        self.logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        self.logprobs = no_columns()
+        if echo is not None:
+            extend(self.logprobs, echo.first[1])
+        self.columns = Columns(tokenizer, len(text))
         self.finish: str | None = None
-        self.offset = len(echo)
 
 
 class TextShape:
@@ -41,7 +46,6 @@ class TextShape:
         self.request_id = answer_id
         self._ask = request.asks[0]
         self._streams = request.streams
-        self._tokenizer = tokenizer
         self._options = options
         self._head = {
             "id": answer_id,
@@ -51,20 +55,30 @@ class TextShape:
             "system_fingerprint": fingerprint,
         }
         self._asks = request.asks
-        self._choices = [_Choice(echo) for echo in request.echoes for _ in range(self._ask.sampling.n)]
+        self._choices = [
+            _Choice(text, echo, tokenizer)
+            for text, echo in _echoes(request, tokenizer)
+            for _ in range(self._ask.sampling.n)
+        ]
 
     def start(self) -> list[bytes]:
-        """The prompts, where they are to be repeated."""
-        return [
-            data_frame(self._chunk(index, choice.echo)) for index, choice in enumerate(self._choices) if choice.echo
-        ]
+        """The prompts, where they are to be repeated; with log-probabilities their first tokens, which have none."""
+        frames = []
+        for first in range(0, len(self._choices), self._ask.sampling.n):
+            choice = self._choices[first]
+            if choice.echo is not None:
+                frames += self._same_chunk(first, *choice.echo.first)
+            elif choice.text:
+                frames += self._same_chunk(first, choice.text, None)
+        return frames
 
     def take(self, piece: Piece) -> list[bytes]:
         """A chunk; or nothing, and the piece is kept for the whole."""
         choice = self._choices[piece.index]
+        if piece.prompt is not None:
+            return self._take_prompt(piece.index, piece.prompt)
         text = "".join(event.text for event in piece.events if isinstance(event, Content))
-        logprobs = self._logprobs(piece, choice) if self._ask.sampling.logprobs is not None else None
-        choice.offset += len(text)
+        logprobs = choice.columns.sampled(piece.token_ids, piece.logprobs) if piece.logprobs else None
         choice.finish = piece.finish
         if self._streams:
             if not text and not logprobs and piece.finish is None:
@@ -81,8 +95,7 @@ class TextShape:
             return [data_frame(chunk)]
         choice.pieces.append(text)
         choice.token_ids += piece.token_ids
-        for name, values in (logprobs or {}).items():
-            choice.logprobs[name] += values
+        extend(choice.logprobs, logprobs or {})
         return []
 
     def end(self, usage: TokenUsage) -> list[bytes]:
@@ -99,7 +112,7 @@ class TextShape:
         choices = []
         for index, choice in enumerate(self._choices):
             logprobs = choice.logprobs if self._ask.sampling.logprobs is not None else None
-            shown = self._shown(index, choice.echo + "".join(choice.pieces), logprobs, choice.finish)
+            shown = self._shown(index, choice.text + "".join(choice.pieces), logprobs, choice.finish)
             if self._options.token_ids:
                 prompt = self._asks[index // self._ask.sampling.n].prompt
                 shown |= {"token_ids": choice.token_ids, "prompt_token_ids": list(prompt)}
@@ -112,23 +125,32 @@ class TextShape:
     def _shown(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
         return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, piece: Piece, choice: _Choice) -> Json | None:
-        """offset of a token: where its first whole character stands or will stand."""
-        if not piece.logprobs:
-            return None
-        shown: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        offset = choice.offset
-        for token_id, entry in zip(piece.token_ids, piece.logprobs, strict=False):
-            text = self._text(token_id)
-            shown["tokens"].append(text)
-            shown["token_logprobs"].append(max(entry.logprob, -9999.0))
-            shown["top_logprobs"].append({self._text(top.token_id): max(top.logprob, -9999.0) for top in entry.top})
-            shown["text_offset"].append(offset)
-            offset += len(text)
-        return shown
+    def _take_prompt(self, first: int, news: common_pb2.PromptLogprobs) -> list[bytes]:
+        """Of the prompt of answer `first`, and of those after it."""
+        echo = self._choices[first].echo
+        assert echo is not None
+        text, logprobs = echo.take(news)
+        if self._streams:
+            return self._same_chunk(first, text, logprobs)
+        for choice in self._choices[first : first + self._ask.sampling.n]:
+            extend(choice.logprobs, logprobs)
+        return []
 
-    def _text(self, token_id: int) -> str:
-        return self._tokenizer.token_bytes(token_id).decode(errors="replace")
+    def _same_chunk(self, first: int, text: str, logprobs: Json | None) -> list[bytes]:
+        """A chunk for each answer to the prompt of answer `first`."""
+        return [data_frame(self._chunk(index, text, logprobs)) for index in range(first, first + self._ask.sampling.n)]
+
+
+def _echoes(request: TextRequest, tokenizer: Tokenizer) -> list[tuple[str, Echo | None]]:
+    """What the answers to each prompt begin with."""
+    found: list[tuple[str, Echo | None]] = []
+    for ask, echo in zip(request.asks, request.echoes, strict=True):
+        if ask.sampling.prompt_logprobs is None:
+            found.append((echo, None))
+        else:
+            num_hidden = len(tokenizer.decode(ask.prompt)) - len(echo)
+            found.append((echo, Echo(echo, ask.prompt, tokenizer, num_hidden=num_hidden)))
+    return found
 
 
 async def read_text(body: Mapping[str, Any], gateway: Gateway) -> tuple[tuple[Ask, ...], TextShape, bool]:

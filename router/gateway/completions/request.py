@@ -24,7 +24,7 @@ DEFAULT_TOKENS = 16
 MAX_PROMPTS = 128
 
 _SAME = (
-    *("model", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty"),
+    *("model", "min_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty"),
     *("frequency_penalty", "repetition_penalty", "logit_bias", "stop", "stop_token_ids", "ignore_eos", "seed", "n"),
     *("stream", "stream_options", "cache_salt", "user_id", "priority", "return_token_ids"),
     "resumable",
@@ -38,8 +38,20 @@ FIELDS = (
         effect="A text, token ids, or an array of either; before a text stands the token that begins one.",
     ),
     Field(name="suffix", kind="string", longest=MAX_TEXT, effect="The gap between prompt and suffix is filled."),
+    Field(
+        name="max_tokens",
+        kind="integer",
+        low=0,
+        effect="Most tokens to generate; 0, for `echo` with `logprobs`, generates none.",
+    ),
     Field(name="echo", kind="boolean", effect="Answers begin with their prompt."),
-    Field(name="logprobs", kind="integer", low=0, high=20, effect="Log-probabilities, and so many rivals."),
+    Field(
+        name="logprobs",
+        kind="integer",
+        low=0,
+        high=20,
+        effect="Log-probabilities, and so many rivals; with `echo` of the prompt too.",
+    ),
     Field(name="best_of", kind="integer", low=1, high=MAX_N, effect="Must be n: none is left out."),
     *(field for field in CHAT_FIELDS if field.name in _SAME),
     *FORM_FIELDS,
@@ -67,15 +79,18 @@ async def read_asks(body: Json, gateway: Gateway) -> TextRequest:
         raise InvalidRequest(f"best_of is {given['best_of']}, must be n ({given.get('n', 1)})", field="best_of")
     if given.get("echo") and "suffix" in given:
         raise InvalidRequest("echo cannot be used with suffix", field="echo")
-    if given.get("echo") and "logprobs" in given:
-        raise InvalidRequest("echo cannot be used with logprobs: those of prompts are not kept", field="echo")
+    scores_prompt = bool(given.get("echo")) and "logprobs" in given
+    if given.get("max_tokens") == 0 and not scores_prompt:
+        problem = "max_tokens is 0, must be at least 1 where not both echo and logprobs are asked for"
+        raise InvalidRequest(problem, field="max_tokens")
     form = read_form(given)
     if form is not None:
         await engine.forms.require(*form)
     asks, echoes = [], []
     for prompt in _prompts(given["prompt"]):
         token_ids = await _encode(prompt, given.get("suffix"), engine)
-        asks.append(_ask(given, token_ids, gateway, form[0] if form is not None else None))
+        constraint = form[0] if form is not None else None
+        asks.append(_ask(given, token_ids, gateway, constraint, scores_prompt=scores_prompt))
         text = prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
         echoes.append(text if given.get("echo") else "")
     return TextRequest(tuple(asks), tuple(echoes), bool(given.get("stream")))
@@ -119,14 +134,18 @@ async def _encode(prompt: str | list[int], suffix: str | None, engine: Engine) -
     return await engine.encode(f"{BOS_TOKEN}{begin}{prompt}{hole}{suffix}{end}")
 
 
-def _ask(given: Json, token_ids: list[int], gateway: Gateway, constraint: Constraint | None) -> Ask:
+def _ask(
+    given: Json, token_ids: list[int], gateway: Gateway, constraint: Constraint | None, *, scores_prompt: bool
+) -> Ask:
     room = gateway.max_context - len(token_ids)
     wanted = {**given, "logprobs": "logprobs" in given, "top_logprobs": given.get("logprobs", 0)}
     if not wanted["logprobs"]:
         del wanted["top_logprobs"]
     wanted.setdefault("max_tokens", max(1, min(DEFAULT_TOKENS, room)))
     try:
-        sampling = read_sampling(wanted, False, gateway.limits, room, len(token_ids), constraint)
+        sampling = read_sampling(
+            wanted, False, gateway.limits, room, len(token_ids), constraint, scores_prompt=scores_prompt
+        )
     except InvalidRequest as error:
         field = "prompt" if error.field == "messages" else error.field
         raise error.renamed(field) from error
