@@ -96,7 +96,7 @@ class FakeModel(HostBlocks):
         assert len(set(slots)) == len(slots) and min(slots) >= 0
         return StepResult(
             tuple(self._compute(item.request, item.start, item.num_tokens, item.samples) for item in batch.items),
-            {number: self._score(item) for number, item in enumerate(batch.items) if item.scored},
+            {item.request: self._score(item) for item in batch.items if item.scored},
         )
 
     def _score(self, item: BatchItem) -> PromptLogprobs:

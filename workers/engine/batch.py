@@ -66,15 +66,8 @@ class SamplingFailure:
 class StepResult:
     """The model's answer to a Batch: one entry per item, None where the item does not sample.
 
-    scored: of the items, by their place in the batch, that have a prompt to score.
+    scored: of each request that has a prompt to score.
     """
 
     sampled: tuple[SampledToken | SamplingFailure | None, ...]
-    scored: Mapping[int, PromptLogprobs | SamplingFailure] = field(default_factory=dict)
-
-    def failure(self, number: int) -> SamplingFailure | None:
-        """Why item `number` cannot go on, if it cannot."""
-        answer: object = self.sampled[number]
-        if self.scored and not isinstance(answer, SamplingFailure):
-            answer = self.scored.get(number)
-        return answer if isinstance(answer, SamplingFailure) else None
+    scored: Mapping[Request, PromptLogprobs | SamplingFailure] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class Request:
     first. num_cached: prompt tokens that the prefix cache gave when it first started. num_delivered: output tokens that
     came with the request, because it began elsewhere. prefill_only: its whole blocks are to be computed, and no token
     is sampled; then token_ids are whole blocks. prompt_scores: what is to be reported of the prompt, None: nothing.
+    samples: whether a token is wanted once all before it are computed; if not, it ends there.
 
     While running, it has a row `slot` of the runner's block table and blocks for all its tokens. `generation` is
     unique to this stay: a row written under another generation is stale.
@@ -65,6 +66,7 @@ class Request:
     prompt_scores: PromptScores | None = None
     order: tuple[float, int] = (0.0, 0)
     key: Holder = field(init=False)
+    samples: bool = field(init=False)
     num_prompt: int = field(init=False)
     state: RequestState = field(default=RequestState.WAITING, init=False)
     num_computed: int = field(default=0, init=False)
@@ -82,6 +84,7 @@ class Request:
         assert not (self.prefill_only and len(self.token_ids) % BLOCK_TOKENS)
         self.num_prompt = len(self.token_ids) - self.num_delivered
         self.key = Holder(self.id, self.index)
+        self.samples = not self.prefill_only and self.sampling.max_tokens > 0
 
     @property
     def num_tokens(self) -> int:
@@ -107,11 +110,6 @@ class Request:
     def max_tokens(self) -> int:
         """Most tokens that prompt and output can reach."""
         return self.num_prompt + (0 if self.prefill_only else self.sampling.max_tokens)
-
-    @property
-    def samples(self) -> bool:
-        """Whether a token is wanted once all before it are computed; if not, it ends there."""
-        return not self.prefill_only and self.sampling.max_tokens > 0
 
     @property
     def num_shareable_blocks(self) -> int:

@@ -159,9 +159,7 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Choose the next step's work; None if there is none, or if reservations and transfers keep all blocks.
 
-        Requests past their deadline end here.
-
-        The batch must be committed before the next call.
+        Requests past their deadline end here. The batch must be committed before the next call.
         """
         assert self._in_flight is None, "the last batch was not committed"
         self._end_expired()
@@ -189,23 +187,21 @@ class Scheduler:
         assert batch is self._in_flight, "this batch was not the last one scheduled, or is committed already"
         self._in_flight = None
         outputs = self._outputs
-        for number, (item, sampled) in enumerate(zip(batch.items, result.sampled, strict=True)):
+        for item, sampled in zip(batch.items, result.sampled, strict=True):
             request = item.request
             if request.state is RequestState.FINISHED:
                 continue
             assert (sampled is not None) is item.samples
             request.advance(item.num_tokens)
             self._blocks.register_computed(request)
-            if (failure := result.failure(number)) is not None:
+            failure = sampled if isinstance(sampled, SamplingFailure) else None
+            if item.scored and failure is None:
+                failure = self._note_scored(item, result.scored[request])
+            if failure is not None:
                 self._end(request, failure.reason, failure.detail)
                 continue
-            if item.scored:
-                self._note_scored(request, item.scored, result.scored[number])
-            if request.prefill_only:
-                self._note_prefilled(request)
-            elif not request.samples and not request.num_uncomputed:
-                self._end(request, FinishReason.LENGTH, "")
             if not isinstance(sampled, SampledToken):
+                self._note_computed(request)
                 continue
             position = request.num_output
             finish = request.append(sampled.token_id, max_context=self._max_context)
@@ -302,7 +298,7 @@ class Scheduler:
         rest = budget
         while rest and (started := self._admit_first()):
             if started.prefill_only:
-                self._note_prefilled(started)
+                self._note_computed(started)
             rest -= self._schedule_chunk(started, rest, items)
         return budget - rest
 
@@ -327,16 +323,21 @@ class Scheduler:
         self.on_started(request)
         return request
 
-    def _note_prefilled(self, request: Request) -> None:
-        """A prefill-only request has new blocks: hand them on, and end it with the last one."""
-        self.on_prefilled(request)
-        if not request.num_uncomputed:
+    def _note_computed(self, request: Request) -> None:
+        """A request that does not sample now has new blocks: hand on a prefill's, and end it if that is all it does."""
+        if request.prefill_only:
+            self.on_prefilled(request)
+        if not request.samples and not request.num_uncomputed:
             self._end(request, FinishReason.LENGTH, "")
 
-    def _note_scored(self, request: Request, places: range, logprobs: PromptLogprobs | SamplingFailure) -> None:
-        assert request.prompt_scores is not None and isinstance(logprobs, PromptLogprobs)
-        request.prompt_scores.reported(places)
-        self._prompts.append(PromptReport(request.id, logprobs))
+    def _note_scored(self, item: BatchItem, scored: PromptLogprobs | SamplingFailure) -> SamplingFailure | None:
+        """Report places of a prompt, or say why that cannot be."""
+        if isinstance(scored, SamplingFailure):
+            return scored
+        assert item.request.prompt_scores is not None
+        item.request.prompt_scores.reported(item.scored)
+        self._prompts.append(PromptReport(item.request.id, scored))
+        return None
 
     def _schedule_chunk(self, request: Request, budget: int, items: list[BatchItem]) -> int:
         uncomputed = request.num_uncomputed

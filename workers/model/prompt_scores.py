@@ -12,6 +12,7 @@ import torch
 from baleen.reports import PromptLogprobs
 from kernels.sampling.reference import log_probabilities, top_tokens
 from workers.engine.batch import BatchItem, SamplingFailure
+from workers.engine.request import Request
 
 SLICE_NUMBERS = 1 << 23
 """Logits worked on at a time."""
@@ -26,14 +27,14 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 @torch.inference_mode()
 def score_prompts(
     logits: Logits, x_SD: torch.Tensor, items: Sequence[BatchItem], vocab_size: int
-) -> dict[int, PromptLogprobs | SamplingFailure]:
-    """The scores of each item that has a prompt to score, by its place in the batch; x_SD: their places in order."""
-    found: dict[int, PromptLogprobs | SamplingFailure] = {}
+) -> dict[Request, PromptLogprobs | SamplingFailure]:
+    """The scores of each request that has a prompt to score; x_SD: of their items in order."""
+    found: dict[Request, PromptLogprobs | SamplingFailure] = {}
     first = 0
-    for number, item in enumerate(items):
+    for item in items:
         if item.scored:
             end = first + len(item.scored)
-            found[number] = _score(logits, x_SD[first:end], item, vocab_size)
+            found[item.request] = _score(logits, x_SD[first:end], item, vocab_size)
             first = end
     return found
 

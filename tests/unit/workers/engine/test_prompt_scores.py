@@ -136,8 +136,8 @@ def test_a_prompt_without_log_probabilities_fails_alone():
     one.submit(*requests)
     batch = one.scheduler.schedule()
     result = one.model.run(batch)
-    scored = {number: answer for number, answer in result.scored.items() if number != 0}
-    one.scheduler.commit(batch, StepResult(result.sampled, {0: SamplingFailure("no number"), **scored}))
+    scored = {**result.scored, requests[0]: SamplingFailure("no number")}
+    one.scheduler.commit(batch, StepResult(result.sampled, scored))
     one.run()
     assert one.last_output(requests[0]).detail == "no number"
     assert [one.finish_of(request) for request in requests] == [FinishReason.FAILED, FinishReason.LENGTH]

@@ -89,7 +89,7 @@ def test_prompts_are_scored_beside_what_samples(runner):
     result = runner.run(Batch(items, sum(sizes)))
     plain = runner.run(Batch((BatchItem(second, 0, sizes[1], True), BatchItem(first, 0, sizes[0], True)), sum(sizes)))
     assert result.sampled == plain.sampled and not plain.scored
-    scores = result.scored[0]
+    scores = result.scored[second]
     assert (scores.position, scores.end, scores.num_top) == (1, sizes[1], 2)
     for place in (1, sizes[1] - 1):
         one = request(1, second.token_ids[:place], [2, 7], temperature=0.0)

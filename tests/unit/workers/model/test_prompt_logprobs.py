@@ -124,8 +124,8 @@ def test_a_prompt_whose_logits_are_no_numbers_fails_alone(weights):
     logits = torch.zeros(8, 160)
     logits[6, 9] = float("nan")
     found = score_prompts(lambda x: x, logits, items, 160)
-    assert found[0].logprobs == pytest.approx([-torch.tensor(160.0).log().item()] * 4)
-    assert found[1] == SamplingFailure("token 3 of the prompt has no log-probability")
+    assert found[good].logprobs == pytest.approx([-torch.tensor(160.0).log().item()] * 4)
+    assert found[bad] == SamplingFailure("token 3 of the prompt has no log-probability")
 
 
 def test_a_step_without_prompts_to_score_computes_no_more_logits(weights):
