@@ -14,8 +14,9 @@ import torch
 from baleen.model_spec import QUANT_BLOCK, ModelSpec, scale_shape
 from kernels.cache.reference import KeyNorms
 from kernels.quant.scaled import Scaled
-from workers.model.names import BFLOAT16, FLOAT8, layer_prefix
-from workers.model.placement import Places
+from workers.model.allocation import Allocation, Places
+from workers.model.names import BFLOAT16, FLOAT8
+from workers.model.weights import RankWeights
 
 INDEX_NORM_EPS = 1e-6
 
@@ -62,26 +63,8 @@ class DeviceMoe:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLayer:
-    """One layer. input_norm and post_norm: [D] float32."""
-
-    input_norm: torch.Tensor
-    attention: DeviceAttention
-    post_norm: torch.Tensor
-    mlp: DeviceMlp | DeviceMoe
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceWeights:
-    """All weights of one rank. embed and lm_head: [V, D] bfloat16. norm: [D] float32."""
-
-    spec: ModelSpec
-    embed: torch.Tensor
-    layers: tuple[DeviceLayer, ...]
-    norm: torch.Tensor
-    lm_head: torch.Tensor
-    local_experts: range
-    fingerprint: bytes
+class DeviceWeights(RankWeights[DeviceAttention, DeviceMlp | DeviceMoe]):
+    """What the kernels compute with; embed and lm_head are bfloat16."""
 
 
 def allocate_device_weights(
@@ -96,44 +79,16 @@ def allocate_device_weights(
     return allocation.weights(fingerprint), allocation.places
 
 
-class _Allocation:
-    """Walks the structure once: every tensor is allocated at the line that names what fills it."""
+class _Allocation(Allocation[DeviceWeights, DeviceAttention, DeviceMlp | DeviceMoe]):
+    """Attention and MLPs as the kernels take them. dtypes: stored dtype by tensor name."""
 
     def __init__(self, spec: ModelSpec, dtypes: Mapping[str, str], local_experts: range, device: torch.device) -> None:
-        self.spec = spec
-        self.dtypes = dtypes
-        self.local_experts = local_experts
-        self.device = device
-        self.places: Places = {}
+        super().__init__(DeviceWeights, spec, local_experts, dtype=torch.bfloat16, device=device)
+        self._dtypes = dtypes
 
-    def weights(self, fingerprint: bytes) -> DeviceWeights:
-        spec = self.spec
-        table = (spec.vocab_size, spec.hidden_size)
-        return DeviceWeights(
-            spec=spec,
-            embed=self._place("model.embed_tokens.weight", self._empty(torch.bfloat16, *table)),
-            layers=tuple(self._layer(layer) for layer in range(spec.num_layers)),
-            norm=self._float32("model.norm.weight", spec.hidden_size),
-            lm_head=self._place("lm_head.weight", self._empty(torch.bfloat16, *table)),
-            local_experts=self.local_experts,
-            fingerprint=fingerprint,
-        )
-
-    def _layer(self, layer: int) -> DeviceLayer:
-        prefix, spec = layer_prefix(layer), self.spec
-        dense = layer < spec.first_dense_layers
-        return DeviceLayer(
-            input_norm=self._float32(prefix + "input_layernorm.weight", spec.hidden_size),
-            attention=self._attention(prefix + "self_attn."),
-            post_norm=self._float32(prefix + "post_attention_layernorm.weight", spec.hidden_size),
-            mlp=self._mlp(prefix + "mlp.", spec.intermediate_size) if dense else self._moe(prefix + "mlp."),
-        )
-
-    def _attention(self, prefix: str) -> DeviceAttention:
-        spec, width, values = self.spec, self.spec.hidden_size, self.spec.v_head_dim
-        w_uk = self._empty(torch.bfloat16, spec.num_heads, spec.qk_nope_head_dim, spec.kv_lora_rank)
-        w_uv = self._empty(torch.bfloat16, spec.num_heads, values, spec.kv_lora_rank)
-        self.places[prefix + "kv_b_proj.weight"] = (w_uk, w_uv)
+    def attention(self, prefix: str) -> DeviceAttention:
+        spec, width = self.spec, self.spec.hidden_size
+        w_uk, w_uv = self.by_head(prefix)
         return DeviceAttention(
             qkv_a=self._stacked(
                 width,
@@ -144,10 +99,10 @@ class _Allocation:
                 ],
             ),
             norms=KeyNorms(
-                q=self._float32(prefix + "q_a_layernorm.weight", spec.q_lora_rank),
-                latent=self._float32(prefix + "kv_a_layernorm.weight", spec.kv_lora_rank),
-                key=self._float32(prefix + "indexer.k_norm.weight", spec.index_head_dim),
-                key_bias=self._float32(prefix + "indexer.k_norm.bias", spec.index_head_dim),
+                q=self.float32(prefix + "q_a_layernorm.weight", spec.q_lora_rank),
+                latent=self.float32(prefix + "kv_a_layernorm.weight", spec.kv_lora_rank),
+                key=self.float32(prefix + "indexer.k_norm.weight", spec.index_head_dim),
+                key_bias=self.float32(prefix + "indexer.k_norm.bias", spec.index_head_dim),
                 eps=spec.rms_norm_eps,
                 key_eps=INDEX_NORM_EPS,
             ),
@@ -160,29 +115,29 @@ class _Allocation:
             ),
             w_uk=w_uk,
             w_uv=w_uv,
-            o=self._stacked(spec.num_heads * values, [(prefix + "o_proj.weight", width)]),
-            index_weights=self._float32(prefix + "indexer.weights_proj.weight", spec.index_heads, width),
+            o=self._stacked(spec.num_heads * spec.v_head_dim, [(prefix + "o_proj.weight", width)]),
+            index_weights=self.float32(prefix + "indexer.weights_proj.weight", spec.index_heads, width),
         )
 
-    def _mlp(self, prefix: str, inner: int) -> DeviceMlp:
+    def mlp(self, prefix: str, inner: int) -> DeviceMlp:
         gate_up, down = self._experts([prefix], inner)
         return DeviceMlp(gate_up, down)
 
-    def _moe(self, prefix: str) -> DeviceMoe:
+    def moe(self, prefix: str) -> DeviceMoe:
         spec, shared = self.spec, self.spec.num_shared_experts
         experts = [f"{prefix}experts.{expert}." for expert in self.local_experts]
         gate_up, down = self._experts(experts, spec.moe_intermediate_size)
         return DeviceMoe(
             gate=self._gate(prefix + "gate.weight"),
-            bias=self._float32(prefix + "gate.e_score_correction_bias", spec.num_experts),
+            bias=self.float32(prefix + "gate.e_score_correction_bias", spec.num_experts),
             gate_up=gate_up,
             down=down,
-            shared=self._mlp(prefix + "shared_experts.", spec.moe_intermediate_size * shared) if shared else None,
+            shared=self.mlp(prefix + "shared_experts.", spec.moe_intermediate_size * shared) if shared else None,
         )
 
     def _gate(self, name: str) -> torch.Tensor:
-        dtype = torch.bfloat16 if self.dtypes[name] == BFLOAT16 else torch.float32
-        return self._place(name, self._empty(dtype, self.spec.num_experts, self.spec.hidden_size))
+        dtype = torch.bfloat16 if self._dtypes[name] == BFLOAT16 else torch.float32
+        return self.place(name, self.empty(self.spec.num_experts, self.spec.hidden_size, dtype=dtype))
 
     def _experts(self, prefixes: list[str], inner: int) -> tuple[Scaled, Scaled]:
         """gate_up [L, 2 * I, D] and down [L, D, I]; both float8 or neither, as the kernels want them."""
@@ -209,31 +164,20 @@ class _Allocation:
 
     def _is_float8(self, names: list[str], borders: list[int], columns: int) -> bool:
         whole = not any(size % QUANT_BLOCK for size in (*borders, columns))
-        return whole and all(self.dtypes[name] == FLOAT8 for name in names)
+        return whole and all(self._dtypes[name] == FLOAT8 for name in names)
 
     def _matrices(self, count: int, rows: int, columns: int, *, float8: bool) -> Scaled:
         if not float8:
-            return Scaled(self._empty(torch.bfloat16, count, rows, columns))
-        scales = self._empty(torch.float32, count, *scale_shape(rows, columns))
-        return Scaled(self._empty(torch.float8_e4m3fn, count, rows, columns), scales)
+            return Scaled(self.empty(count, rows, columns))
+        scales = self.empty(count, *scale_shape(rows, columns), dtype=torch.float32)
+        return Scaled(self.empty(count, rows, columns, dtype=torch.float8_e4m3fn), scales)
 
     def _fill_rows(self, whole: Scaled, index: int, start: int, name: str, rows: int) -> None:
-        self._place(name, whole.values[index, start : start + rows])
+        self.place(name, whole.values[index, start : start + rows])
         if whole.scales is not None:
             first = start // QUANT_BLOCK
             part = whole.scales[index, first : first + scale_shape(rows, 1)[0]]
-            self._place(name.removesuffix("weight") + "weight_scale_inv", part)
-
-    def _empty(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device)
-
-    def _float32(self, name: str, *shape: int) -> torch.Tensor:
-        return self._place(name, self._empty(torch.float32, *shape))
-
-    def _place(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        assert name not in self.places, name
-        self.places[name] = (part,)
-        return part
+            self.place(name.removesuffix("weight") + "weight_scale_inv", part)
 
 
 def weight_bytes(weights: DeviceWeights) -> int:

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from baleen.errors import ConfigError
 from baleen.model_spec import QUANT_BLOCK
 from kernels.quant.weights import dequantise_weight
+from workers.model.allocation import Places
 from workers.model.checkpoint import Checkpoint
 from workers.model.device_weights import DeviceWeights, allocate_device_weights, weight_bytes
 from workers.model.fingerprint import fingerprint
 from workers.model.names import TensorRule, tensor_rules
-from workers.model.placement import Places, allocate_weights
+from workers.model.placement import allocate_weights
 from workers.model.verify import require_tensors
 from workers.model.weights import Weights
 

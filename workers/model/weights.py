@@ -1,4 +1,4 @@
-"""The structure of one rank's weights in memory, as the model reads it.
+"""The structure of one rank's weights in memory: what all forms of them have, and the form that PyTorch computes with.
 
 Legend: D hidden size, V vocabulary, H heads, E experts, L experts of this rank, I inner width of an MLP, N index heads,
 X index head width, Q query latent, C key-value latent, R rotated width, n unrotated width, v value width.
@@ -7,10 +7,14 @@ X index head width, Q query latent, C key-value latent, R rotated width, n unrot
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from baleen.model_spec import ModelSpec
+
+AttentionT = TypeVar("AttentionT")
+MlpT = TypeVar("MlpT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +58,31 @@ class MoeWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
+class RankLayer(Generic[AttentionT, MlpT]):
     """One layer. input_norm and post_norm: [D] float32."""
 
     input_norm: torch.Tensor
-    attention: AttentionWeights
+    attention: AttentionT
     post_norm: torch.Tensor
-    mlp: MlpWeights | MoeWeights
+    mlp: MlpT
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """All weights of one rank. embed and lm_head: [V, D] in the compute dtype. norm: [D] float32.
+class RankWeights(Generic[AttentionT, MlpT]):
+    """All weights of one rank, in the form of whoever computes with them. embed and lm_head: [V, D]. norm: [D] float32.
 
     local_experts: global ids of the experts held here. fingerprint: names the checkpoint, the same on every rank.
     """
 
     spec: ModelSpec
     embed: torch.Tensor
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[RankLayer[AttentionT, MlpT], ...]
     norm: torch.Tensor
     lm_head: torch.Tensor
     local_experts: range
     fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Weights(RankWeights[AttentionWeights, MlpWeights | MoeWeights]):
+    """What PyTorch computes with; embed and lm_head have the compute dtype."""
