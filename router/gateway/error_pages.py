@@ -15,7 +15,15 @@ from typing import Any, Literal
 PREFIX = "/errors/"
 """Where a gateway serves them."""
 
+_INVALID = "invalid_request_error"
+_HELLO = [{"role": "user", "content": "Hello"}]
+
 Caller = Literal["good", "wrong", "poor", "used up"]
+
+
+def _chat(**fields: Any) -> dict[str, Any]:
+    """The body of a call."""
+    return {"model": "baleen", "messages": _HELLO, **fields}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +35,14 @@ class ErrorPage:
 
     name: str
     title: str
-    status: int
     says: Mapping[str, Any]
     why: str
     do: str
+    status: int = 400
     caller: Caller = "good"
     method: str = "POST"
     path: str = "/v1/chat/completions"
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=_chat)
 
     def text(self) -> str:
         """The page, in Markdown."""
@@ -52,11 +60,10 @@ def _lines(parts: Sequence[str]) -> str:
     return " \\\n  ".join(parts)
 
 
-def _says(message: str, param: str | None, code: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+def _says(message: str, param: str | None, code: str = _INVALID, kind: str = _INVALID) -> dict[str, Any]:
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-_HELLO = [{"role": "user", "content": "Hello"}]
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Bergen"}'}}
 
 PAGES: tuple[ErrorPage, ...] = (
@@ -65,7 +72,6 @@ PAGES: tuple[ErrorPage, ...] = (
         title="The API key is not good",
         status=401,
         caller="wrong",
-        body={"model": "baleen", "messages": _HELLO},
         says=_says("The API key is not valid.", None, "invalid_api_key", "authentication_error"),
         why="The call shows no key, a key that this gateway does not know, one that was revoked or has expired, or "
         "several keys. Which of them it is, beside none, several and expired, is not told. Keys are of one machine's "
@@ -81,7 +87,6 @@ PAGES: tuple[ErrorPage, ...] = (
         title="The balance does not pay for the request",
         status=402,
         caller="poor",
-        body={"model": "baleen", "messages": _HELLO},
         says=_says("Insufficient Balance", None, "invalid_request_error", "unknown_error"),
         why="What is left on the key, less what its running requests may still cost, must pay for the prompt and the "
         "longest answer that the request allows. A balance above 0 can be too little for a large `max_tokens`.",
@@ -94,7 +99,6 @@ PAGES: tuple[ErrorPage, ...] = (
         title="Too much at once",
         status=429,
         caller="used up",
-        body={"model": "baleen", "messages": _HELLO},
         says=_says(
             "Rate limit reached: 1 requests per minute; this request needs 1, 0 are left.",
             None,
@@ -111,13 +115,11 @@ PAGES: tuple[ErrorPage, ...] = (
     ErrorPage(
         name="model-name",
         title="No model has this name",
-        status=400,
-        body={"model": "gpt-4o", "messages": _HELLO},
+        body=_chat(model="gpt-4o"),
         says=_says(
             "The supported API model names are baleen, deepseek-v3.2, deepseek-v3.2-exp, DeepSeek-V3.2-Exp-thinking, "
             "DeepSeek-V3.2-Exp-nothinking, deepseek-chat, deepseek-reasoner, but you passed gpt-4o.",
             "model",
-            "invalid_request_error",
         ),
         why="`model` is absent or none of the names in the message. One model is served, under all of them.",
         do="- Take a name of `GET /v1/models`; upper and lower case are the same.\n"
@@ -127,8 +129,7 @@ PAGES: tuple[ErrorPage, ...] = (
     ErrorPage(
         name="too-long",
         title="Prompt and answer are longer than the context",
-        status=400,
-        body={"model": "baleen", "messages": _HELLO, "max_tokens": 4096},
+        body=_chat(max_tokens=4096),
         says=_says(
             "the prompt has 9 tokens and max_tokens is 4096, the model's context is 4096",
             "messages",
@@ -143,12 +144,10 @@ PAGES: tuple[ErrorPage, ...] = (
     ErrorPage(
         name="max-tokens",
         title="max_tokens is above the limit",
-        status=400,
-        body={"model": "baleen", "messages": _HELLO, "max_tokens": 100000},
+        body=_chat(max_tokens=100000),
         says=_says(
             "Invalid max_tokens value, the valid range of max_tokens is [1, 65536]",
             "max_tokens",
-            "invalid_request_error",
         ),
         why="An answer may have at most `gateway.max_output_tokens` tokens, thinking included.",
         do="- Ask for no more than the message allows (`max_output_tokens` of `GET /v1/models`).\n"
@@ -157,9 +156,8 @@ PAGES: tuple[ErrorPage, ...] = (
     ErrorPage(
         name="wrong-field",
         title="A field is wrong",
-        status=400,
-        body={"model": "baleen", "messages": _HELLO, "temperature": "0.7"},
-        says=_says("temperature is str, must be a number", "temperature", "invalid_request_error"),
+        body=_chat(temperature="0.7"),
+        says=_says("temperature is str, must be a number", "temperature"),
         why="A field has another type than it must have, or a value out of its range; or the body is no JSON, too deep "
         "or too large. `param` names the field, with its place in arrays. Fields that are not known are ignored, so a "
         "name that is spelled wrong is no error.",
@@ -170,16 +168,11 @@ PAGES: tuple[ErrorPage, ...] = (
     ErrorPage(
         name="tool-results",
         title="Calls of tools and their results do not belong together",
-        status=400,
-        body={
-            "model": "baleen",
-            "messages": [*_HELLO, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, *_HELLO],
-        },
+        body=_chat(messages=[*_HELLO, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, *_HELLO]),
         says=_says(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
             "'tool_call_id'. (insufficient tool messages following tool_calls message)",
             "messages[1].tool_calls",
-            "invalid_request_error",
         ),
         why="After an answer that called tools, the next messages must be one of role `tool` for each call, with its "
         "`tool_call_id`, before anything else is said; and no such message may stand anywhere else.",
@@ -193,7 +186,6 @@ PAGES: tuple[ErrorPage, ...] = (
         title="There is no such path",
         status=404,
         path="/v1/v1/chat/completions",
-        body={"model": "baleen", "messages": _HELLO},
         says=_says(
             "Unknown request URL: POST /v1/v1/chat/completions. Please check the URL for typos.", None, "not_found"
         ),
@@ -206,7 +198,6 @@ PAGES: tuple[ErrorPage, ...] = (
         name="not-ready",
         title="Nobody can take the request now",
         status=503,
-        body={"model": "baleen", "messages": _HELLO},
         says=_says("no rank serves the model yet", None, "service_unavailable", "server_error"),
         why="No router answers, no rank has started yet, or all of them were lost or are leaving. The request was not "
         "begun and costs nothing.",
