@@ -34,6 +34,21 @@ def ask(url, path=CHAT, **options):
     return open_stream(url, path, CALLS[path] | STREAM, **options)
 
 
+async def begin_and_leave(served):
+    """A stream whose client goes after the first tokens, while the answer waits for `go`."""
+    served.router.hold_after = 3
+    stream = await ask(served.url)
+    await stream.read_until(b"reasoning_content")
+    stream.cut()
+    await eventually(lambda: served.core.meters.disconnects == 1)
+    return stream
+
+
+def numbers_of(events):
+    """What their ids count."""
+    return [int(id_of(event).rpartition("-")[2]) for event in events]
+
+
 def places(events):
     """Cuts of every class: before the first byte, in an id, before data, in data, in its end, after an event."""
     start, found = 0, {0}
@@ -83,11 +98,7 @@ def test_a_cut_anywhere_is_gone_on_with_where_it_was(tmp_path, path):
 def test_the_answer_goes_on_while_nobody_is_connected_and_is_charged_once(tmp_path):
     async def scenario():
         async with http_gateway(reply, tmp_path) as served:
-            served.router.hold_after = 3
-            stream = await ask(served.url)
-            await stream.read_until(b"reasoning_content")
-            stream.cut()
-            await eventually(lambda: served.core.meters.disconnects == 1)
+            stream = await begin_and_leave(served)
             assert served.core.meters.active == 1
             served.router.go.set()
             await eventually(lambda: served.core.meters.active == 0)
@@ -117,8 +128,7 @@ def test_who_comes_back_takes_over_from_a_connection_that_seems_to_stand(tmp_pat
             served.router.go.set()
             rest = whole_events(await third.read())
             assert third.ended and b"[DONE]" in rest[-1]
-            ids = [int(id_of(event).rpartition("-")[2]) for event in had + rest]
-            assert ids == list(range(1, len(ids) + 1))
+            assert numbers_of(had + rest) == list(range(1, len(had + rest) + 1))
             await eventually(lambda: served.core.meters.active == 0)
 
     run(scenario())
@@ -151,10 +161,7 @@ def test_a_client_that_does_not_come_back_ends_its_request_and_pays_for_what_was
     async def scenario():
         async with http_gateway(reply, tmp_path) as served:
             served.core.streams.keep_s = 0.1
-            served.router.hold_after = 3
-            stream = await ask(served.url)
-            await stream.read_until(b"reasoning_content")
-            stream.cut()
+            await begin_and_leave(served)
             await eventually(lambda: len(served.router.cancelled) == 1)
             await eventually(lambda: served.core.meters.active == 0 and served.core.streams.num_bytes == 0)
             (day,) = await served.core.accounts.usage(None, **FOR_EVER)
@@ -200,7 +207,7 @@ def test_a_full_stream_waits_and_goes_on_when_its_client_is_back(tmp_path, monke
             assert full < 20_000 + 8192
             again = await ask(served.url, last_event_id=stream.headers["x-last-event-id"])
             events = whole_events(await again.read())
-            numbers = [int(id_of(event).rpartition("-")[2]) for event in events]
+            numbers = numbers_of(events)
             assert numbers == list(range(1, len(numbers) + 1)) and b"[DONE]" in events[-1]
             # what was taken made room
             assert len(numbers) > 300
@@ -270,7 +277,7 @@ def test_silence_is_broken_by_lines_that_end_no_event(tmp_path):
             assert b": keep-alive\n\n" not in stream.body
             served.router.go.set()
             body = await stream.read()
-            numbers = [int(id_of(event).rpartition("-")[2]) for event in whole_events(body)]
+            numbers = numbers_of(whole_events(body))
             assert numbers == list(range(1, len(numbers) + 1))
 
     run(scenario())
@@ -311,11 +318,7 @@ def test_the_official_clients_read_streams_with_ids_and_silence_in_them(tmp_path
 def test_a_gateway_that_leaves_ends_what_nobody_waits_for(tmp_path):
     async def scenario():
         async with http_gateway(reply, tmp_path) as served:
-            served.router.hold_after = 3
-            stream = await ask(served.url)
-            await stream.read_until(b"reasoning_content")
-            stream.cut()
-            await eventually(lambda: served.core.meters.disconnects == 1)
+            await begin_and_leave(served)
             router, core = served.router, served.core
         assert router.cancelled and core.meters.active == 0 and core.accounts.meters.entries["cancelled"] == 1
 
