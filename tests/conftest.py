@@ -20,6 +20,8 @@ settings.load_profile("house")
 # a shell that starts the tests in the background has them ignore it, and all that they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest_plugins = ["tests.support.shared_starts"]
+
 ONE_MORE_TRY = {"contract", "faults", "integration"}  # many processes on few cores; CONTRIBUTING.md says what follows
 
 LONGEST = (
