@@ -23,6 +23,9 @@ from cluster.run_state import RunState
 from router.breaker import Breaker
 from router.index import PrefixIndex, open_client
 
+MEMBERS_TIMEOUT_S = 5.0
+"""How long Redis may take, with a connection of its own for each command: people wait here, not requests."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStatus:
@@ -87,9 +90,10 @@ class ClusterStatus:
 
 async def members(cluster: str, redis: RedisConfig) -> Mapping[Incarnation, RankInfo]:
     """The ranks whose lease is alive. Raises BaleenError if Redis gives no answer."""
-    index = PrefixIndex(open_client(redis, most_connections=1), cluster, Breaker(SystemClock()))
+    client = open_client(redis, most_connections=1, timeout_s=MEMBERS_TIMEOUT_S)
+    index = PrefixIndex(client, cluster, Breaker(SystemClock()))
     try:
-        found = await index.members()
+        found = await index.members(budget_s=MEMBERS_TIMEOUT_S)
         if found is None:
             raise BaleenError(f"Redis gives no answer: {index.counts.last_failure}")
         return found

@@ -24,17 +24,21 @@ from baleen.reports import RankInfo
 from router.breaker import Breaker, BreakerState
 
 MOST_CONNECTIONS = 32
-CONNECT_TIMEOUT_S = 0.5
 LOOKUP_BUDGET_S = 0.03
 MEMBERS_BUDGET_S = 0.5
 
 
-def open_client(config: RedisConfig | str, *, most_connections: int = MOST_CONNECTIONS) -> redis.asyncio.Redis:
-    """A client for a router, of a configuration or of a URL alone; how long a call may take, its caller says."""
+def open_client(
+    config: RedisConfig | str, *, most_connections: int = MOST_CONNECTIONS, timeout_s: float = MEMBERS_BUDGET_S
+) -> redis.asyncio.Redis:
+    """A client for a router, of a configuration or of a URL alone; how long a call may take, its caller says.
+
+    timeout_s: longest wait for a connection, and for an answer on it, whatever the caller says.
+    """
     return redis_client.open_async_client(
         config,
-        socket_timeout_s=MEMBERS_BUDGET_S,
-        connect_timeout_s=CONNECT_TIMEOUT_S,
+        socket_timeout_s=timeout_s,
+        connect_timeout_s=timeout_s,
         most_connections=most_connections,
     )
 
@@ -104,10 +108,10 @@ class PrefixIndex:
         self.counts.answered += 1
         return found
 
-    async def members(self) -> Mapping[Incarnation, RankInfo] | None:
-        """The ranks whose lease is alive; None if Redis gave no answer."""
+    async def members(self, *, budget_s: float = MEMBERS_BUDGET_S) -> Mapping[Incarnation, RankInfo] | None:
+        """The ranks whose lease is alive; None if Redis gave no answer within the budget."""
         try:
-            async with asyncio.timeout(MEMBERS_BUDGET_S):
+            async with asyncio.timeout(budget_s):
                 return keyspace.decode_members(await self._call(keyspace.MEMBERS))
         except (RedisError, TimeoutError, OSError, MalformedReply) as error:
             self.counts.last_failure = f"{type(error).__name__}: {error}"

@@ -24,7 +24,7 @@ model: {path: model}
 pools:
   - {name: prefill, role: prefill, ep: 2, cache: {num_blocks: 64}}
   - {name: decode, role: decode, ep: 2, cache: {num_blocks: 64}}
-group: {start_timeout_s: 240, drain_timeout_s: 10}
+group: {start_timeout_s: 240, drain_timeout_s: 10, heartbeat_timeout_s: 30}
 """
 
 
@@ -42,14 +42,14 @@ SCALES = """
 model: {path: model}
 pools:
   - {name: all, role: mixed, max_groups: 2, quiet_s: 3, cache: {num_blocks: 64}, engine: {max_running: 4}}
-group: {start_timeout_s: 240, drain_timeout_s: 30}
+group: {start_timeout_s: 240, drain_timeout_s: 30, heartbeat_timeout_s: 30}
 """
 
 
 HEADLESS = """
 model: {path: model}
 pools: [{name: all, role: mixed, cache: {num_blocks: 64}}]
-group: {start_timeout_s: 240, drain_timeout_s: 5}
+group: {start_timeout_s: 240, drain_timeout_s: 5, heartbeat_timeout_s: 30}
 """
 
 

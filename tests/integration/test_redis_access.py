@@ -13,9 +13,11 @@ from baleen import keyspace
 from baleen.errors import BaleenError, ConfigError
 from baleen.redis_config import RedisConfig
 from cluster.redis_check import check_redis
+from cluster.status import members
+from router.index import MEMBERS_BUDGET_S
 from tests.support.announcing import CLUSTER, AnnouncedRank, index_of, until
 from tests.support.certificates import Authority
-from tests.support.redis_server import DEBIAN_SERVER, SERVERS, RedisServer, chain, free_port, wait_for
+from tests.support.redis_server import DEBIAN_SERVER, SERVERS, RedisServer, chain, free_port, rank_info, wait_for
 from workers.cache.announce import AnnounceTimes, open_client
 
 PASSWORD = "s3cr3t-of-the-user"
@@ -165,6 +167,18 @@ async def failure_of(config):
         assert await index.prefixes(chain(1)) == {}
         assert await index.members() is None
         return index.counts.last_failure
+
+
+def test_people_wait_longer_for_a_slow_redis_than_a_router_does(tmp_path):
+    [program] = SERVERS[0].values
+    with RedisServer(program, tmp_path) as server, open_client(server.url) as admin:
+        rank = AnnouncedRank(server.url, "slow", times=AnnounceTimes(lease_s=30.0, renew_s=0.1))
+        try:
+            wait_for(lambda: asyncio.run(members(CLUSTER, RedisConfig(url=server.url))))
+            admin.execute_command("CLIENT PAUSE", int(2000 * MEMBERS_BUDGET_S), "ALL")
+            assert asyncio.run(members(CLUSTER, RedisConfig(url=server.url))) == {"slow": rank_info("slow")}
+        finally:
+            rank.close()
 
 
 def test_a_password_may_be_replaced_while_ranks_run_and_is_in_no_log(tmp_path):

@@ -249,7 +249,11 @@ def _chat() -> dict[str, Any]:
 
 
 async def _generate(
-    num_tokens: int = 12, *, at_first: Callable[[], None] = lambda: None, address: str = ADDRESS
+    num_tokens: int = 12,
+    *,
+    at_first: Callable[[], None] = lambda: None,
+    address: str = ADDRESS,
+    wait_for_ready: bool = False,
 ) -> dict[str, Any]:
     async with open_channel(address) as channel:
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -258,7 +262,7 @@ async def _generate(
             sampling=common_pb2.SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True),
         )
         tokens: list[int] = []
-        async for message in stub.Generate(request, timeout=CALL_TIMEOUT_S):
+        async for message in stub.Generate(request, timeout=CALL_TIMEOUT_S, wait_for_ready=wait_for_ready):
             if message.delta.token_ids and not tokens:
                 at_first()
             tokens += message.delta.token_ids

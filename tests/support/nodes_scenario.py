@@ -41,7 +41,7 @@ model: {{path: model}}
 pools:
   - {{name: wide, role: mixed, ep: 2, strategy: strict_spread, cpus_per_rank: 0.4, cache: {{num_blocks: 64}}}}
   - {{name: packed, role: mixed, ep: 2, strategy: strict_pack, cpus_per_rank: 0.5, cache: {{num_blocks: 64}}}}
-group: {{start_timeout_s: 120, drain_timeout_s: 10}}
+group: {{start_timeout_s: 240, drain_timeout_s: 10, heartbeat_timeout_s: 30}}
 ray: {{address: "{ray}", auth: token}}
 redis: {redis}
 router: {{cpus: 0.3}}
@@ -50,7 +50,7 @@ BESIDE = """
 name: beside
 model: {{path: model}}
 pools: [{{name: all, role: mixed, cpus_per_rank: 0.25, cache: {{num_blocks: 64}}}}]
-group: {{start_timeout_s: 120, drain_timeout_s: 10}}
+group: {{start_timeout_s: 240, drain_timeout_s: 10, heartbeat_timeout_s: 30}}
 ray: {{address: "{ray}", auth: token}}
 redis: {redis}
 router: {{cpus: 0, port: 9100, metrics_port: 0}}
@@ -157,9 +157,10 @@ class NodesScenario(Scenario):
         return {_raylet(node).pid: node.node_id for node in (self._nodes.head_node, *self._nodes.worker_nodes)}
 
     def _placed(self, raylets: dict[int, str]) -> list[dict[str, Any]]:
-        """Each rank in order, and the node that it is on."""
+        """Each rank of the first cluster in order, once all are well, and the node that it is on."""
         found = []
-        for info in (rank["info"] for rank in self._ranks()):
+        ranks = self._await_ranks(lambda ranks: len(ranks) == 4 and all(rank["error"] is None for rank in ranks))
+        for info in (rank["info"] for rank in ranks):
             [raylet] = raylets.keys() & {*_ancestors(info["pid"])}
             found.append({name: info[name] for name in ("pool", "rank", "epoch")} | {"node": raylets[raylet]})
         return found
@@ -169,7 +170,7 @@ class NodesScenario(Scenario):
         deadline = time.monotonic() + self.back_timeout_s
         while True:
             try:
-                return asyncio.run(_generate(address=address))
+                return asyncio.run(_generate(address=address, wait_for_ready=True))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
                     raise
