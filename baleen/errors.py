@@ -10,6 +10,7 @@ BaleenError
   x ConfigError           a configuration key or value is wrong
   x CheckpointError       a checkpoint is incomplete, damaged or of another model
   x EpochEnded            the group of ranks ended: the cause names the rank
+  x HeadLost              Ray's head gives no answer: nothing can be placed, replaced or ended
   x DrainingError         the rank is leaving and takes no new requests
   x NotReady              nobody can take the request yet, or any more: try again elsewhere
   x DeadlineExceeded      the time that the request was given is over
@@ -95,6 +96,14 @@ class EpochEnded(BaleenError):
     def __init__(self, cause: str) -> None:
         super().__init__(f"epoch ended: {cause}")
         self.cause = cause
+
+
+class HeadLost(BaleenError):
+    """Ray's head gave no answer for too long. address: where it was."""
+
+    def __init__(self, address: str, silent_s: float) -> None:
+        super().__init__(f"Ray's head at {address} has given no answer for {silent_s:g} s")
+        self.address = address
 
 
 class DrainingError(BaleenError):

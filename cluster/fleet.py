@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from baleen.cluster_config import ClusterConfig, PoolConfig
-from baleen.errors import ConfigError
+from baleen.errors import BaleenError, ConfigError
 from cluster import ray_adapter, serve_adapter
 from cluster.app import Site, pool_services, serving_services
 from cluster.changes import model_of, require_changeable, require_same_text
+from cluster.head_calls import HeadCalls
 from cluster.placement import ROUTER, plan, pools_and_router
 from cluster.rollout import Rollout
 from cluster.service import Service, ServiceState
@@ -22,13 +23,19 @@ FREED_S = 5.0
 """Longest time for Ray to tell that something is free again."""
 
 _LEAVE_SLACK_S = 15.0
+_END_SLACK_S = 10.0
+_POLL_S = 0.1
 
 
 class Fleet:
     """The services of a cluster. default: the checkpoint where the configuration names none."""
 
-    def __init__(self, config: ClusterConfig, site: Site, default: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ClusterConfig, site: Site, default: Path, say: Callable[[str], None], call: HeadCalls
+    ) -> None:
+        """call: whatever is asked of Ray."""
         self.config = config
+        self.call = call
         self._site = replace(site, version=secrets.token_hex(4))
         self._default = default
         self._say = say
@@ -45,7 +52,7 @@ class Fleet:
 
     def require_room(self) -> None:
         """Raise ConfigError that names what is missing where; what another cluster had may soon be free."""
-        known = {node.address for node in ray_adapter.nodes()}
+        known = {node.address for node in self.call(ray_adapter.nodes)}
         router_node = self._site.router_node
         if router_node and router_node not in known:
             raise ConfigError(f"router.node is {router_node!r}, must be one of Ray's: {', '.join(sorted(known))}")
@@ -54,18 +61,24 @@ class Fleet:
             raise ConfigError("; ".join(reasons))
 
     def end_leftovers(self) -> None:
-        """End what a cluster of this name has left on a Ray that goes on, should its `baleen up` have been killed."""
-        if left := serve_adapter.deployed(self.config.name):
+        """End what a cluster of this name has left on a Ray that goes on, should its `baleen up` have been killed.
+
+        Raises BaleenError that names what has not gone in the time that this cluster gives its own services.
+        """
+        if left := self.call(serve_adapter.deployed, self.config.name):
             self._say(f"ending what a former cluster of this name has left: {', '.join(left)}")
-            serve_adapter.undeploy([Service(name=name, kind=object, arguments=(), replicas=0) for name in left])
+            leave_s = max(service.leave_s for service in self.services)
+            former = [Service(name=name, kind=object, arguments=(), replicas=0, leave_s=leave_s) for name in left]
+            if still_there := self._end(former):
+                raise BaleenError(f"what a former cluster of this name has left does not end: {', '.join(still_there)}")
 
     def deploy(self) -> None:
         """Start everything. Does not wait."""
-        serve_adapter.deploy(self.services)
+        self.call(serve_adapter.deploy, self.services)
 
     def states(self) -> list[ServiceState]:
         """How far each service is."""
-        return serve_adapter.states(self.services)
+        return self.call(serve_adapter.states, self.services)
 
     def groups(self, states: Sequence[ServiceState]) -> dict[str, tuple[int, int]]:
         """Groups of each pool that run, and that are wanted."""
@@ -96,9 +109,19 @@ class Fleet:
 
     def undeploy(self) -> None:
         """End everything in order."""
-        left = serve_adapter.undeploy(self.services)
-        if left:
+        if left := self._end(self.services):
             self._say(f"not gone in time, and ended by force: {', '.join(left)}")
+
+    def _end(self, services: Sequence[Service]) -> list[str]:
+        """End these, each replica in order; returns the names of those that were not gone in time."""
+        left = [service.name for service in services]
+        self.call(serve_adapter.remove, left)
+        deadline = time.monotonic() + max((service.leave_s for service in services), default=0.0) + _END_SLACK_S
+        while left and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            known = self.call(serve_adapter.deployed, self.config.name)
+            left = [name for name in left if name in known]
+        return left
 
     def _tell(self, text: str) -> None:
         self._say(text)
@@ -112,7 +135,7 @@ class Fleet:
     def unplaced(self, pools: Sequence[PoolConfig], addresses: Mapping[str, str] | None = None) -> list[str]:
         """Why these pools have no place beside what runs; empty: they have."""
         deadline = time.monotonic() + FREED_S
-        while unplaced := plan(pools, ray_adapter.nodes(), addresses=addresses).unplaced:
+        while unplaced := plan(pools, self.call(ray_adapter.nodes), addresses=addresses).unplaced:
             if time.monotonic() > deadline:
                 return [f"pool {group.pool}, group {group.group}: {group.reason}" for group in unplaced]
             time.sleep(FREED_S / 10)
@@ -127,10 +150,10 @@ class _Stage:
         self._watch = watch
 
     def deploy(self, services: Sequence[Service]) -> None:
-        serve_adapter.deploy(services)
+        self._fleet.call(serve_adapter.deploy, services)
 
     def remove(self, services: Sequence[Service]) -> None:
-        serve_adapter.remove([service.name for service in services])
+        self._fleet.call(serve_adapter.remove, [service.name for service in services])
 
     def until_up(self, services: Sequence[Service]) -> None:
         timeout_s = self._fleet.config.group.start_timeout_s + PLACE_TIMEOUT_S
@@ -151,7 +174,7 @@ class _Stage:
         self._watch.until(done, _leave_s(services), "a service that was told to leave")
 
     def running(self, service: Service) -> int:
-        return next((state.running for state in serve_adapter.states([service])), 0)
+        return next((state.running for state in self._fleet.call(serve_adapter.states, [service])), 0)
 
     def lacking(self, pools: Sequence[PoolConfig]) -> list[str]:
         return self._fleet.unplaced([replace(pool, groups=1, min_groups=1, max_groups=0) for pool in pools])

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from baleen.cluster_config import ClusterConfig
 from baleen.config_file import from_dict
 from baleen.demo import demo_checkpoint
-from baleen.errors import BaleenError, CheckpointError, ConfigError
+from baleen.errors import BaleenError, CheckpointError, ConfigError, HeadLost
 from baleen.redis_config import RedisConfig
 from cluster.control import Control
 from cluster.embedded import EmbeddedRedis
+from cluster.head_calls import HeadCalls, listens
 from cluster.headless import drain_all
 from cluster.marked import end_marked, mark_children
 from cluster.rank_child import import_path
@@ -41,6 +43,9 @@ PREPARE_TIMEOUT_S = 600.0
 
 HELPERS_PATIENCE_S = 3.0
 """How long Ray's helpers may outlive it."""
+
+JOIN_TIMEOUT_S = 60.0
+"""How long a Ray of others may take to let this process join, before its head counts as silent."""
 
 LONGEST_ROOT = 24
 
@@ -63,6 +68,7 @@ class Foreground:
         self._state = RunState(name=config.name, pid=os.getpid())
         self._journal: object = None
         self._rest: Callable[[float], None] | None = None
+        self._call: HeadCalls | None = None
         self.abandoned_ray = False
         """Ray had lost its head at the end: this process can then end with os._exit only."""
 
@@ -128,6 +134,7 @@ class Foreground:
             tell=lambda states: self._note(state_file, groups=fleet.groups(states)),
             redis=redis,
             head_answers=ray_adapter.head_answers,
+            head_address=fleet.call.address,
             notice=lambda text: self._note(state_file, notice=text),
         )
 
@@ -182,9 +189,11 @@ class Foreground:
 
         self._undo.callback(self._leave_ray)
         if ray_config.address:
-            ray_adapter.join(ray_config.address)
+            self._call = HeadCalls(ray_config.address, partial(_answers, ray_config.address, time.monotonic()))
+            self._call(ray_adapter.join, ray_config.address)
         else:
             ray_adapter.start_here(num_cpus=len(os.sched_getaffinity(0)), directory=str(directory))
+            self._call = HeadCalls(ray_adapter.address(), ray_adapter.head_answers)
         # Ray has put a handler of its own in their place
         _take_signals()
 
@@ -194,12 +203,13 @@ class Foreground:
         from cluster.fleet import Fleet
 
         config = self._config
+        assert self._call is not None, "Ray is there"
         # only a Ray of our own shares this machine's files
         site = Site(redis=redis, log_directory=str(logs))
         if config.ray.address:
             site = Site(redis=redis, router_node=config.router.node or ray_adapter.node_address())
-            self._journal = ray_adapter.start_journal(config.name, str(logs))
-        fleet = Fleet(config, site, demo_checkpoint(), self._say)
+            self._journal = self._call(ray_adapter.start_journal, config.name, str(logs))
+        fleet = Fleet(config, site, demo_checkpoint(), self._say, self._call)
         if config.ray.address:
             fleet.end_leftovers()
         fleet.require_room()
@@ -212,7 +222,10 @@ class Foreground:
     def _end_headless(self) -> None:
         """What can be ended in order without Ray's head: the ranks of a Ray that was started here."""
         if self._config.ray.address:
-            self._say("Ray's head gives no answer, so that nothing on that Ray can be ended; it goes on")
+            self._say(
+                f"Ray's head at {self._config.ray.address} gives no answer, so that nothing on that Ray can be ended; "
+                f"it goes on"
+            )
             return
         try:
             asyncio.run(drain_all(self._state, self._config.group.drain_timeout_s))
@@ -222,17 +235,25 @@ class Foreground:
     def _stop_serve(self) -> None:
         from cluster import ray_adapter, serve_adapter
 
+        assert self._call is not None, "Serve has been started"
         if ray_adapter.head_answers():
-            serve_adapter.stop_serve()
+            self._call(serve_adapter.stop_serve)
 
     def _leave_ray(self) -> None:
         from cluster import ray_adapter
 
-        if not ray_adapter.connected() or ray_adapter.head_answers():
-            ray_adapter.leave()
-        else:
-            ray_adapter.abandon()
-            self.abandoned_ray = True
+        stuck = self._call is not None and self._call.stuck
+        if not stuck and (not ray_adapter.connected() or ray_adapter.head_answers()):
+            try:
+                if self._call is not None and self._config.ray.address:
+                    self._call(ray_adapter.leave)
+                else:
+                    ray_adapter.leave()
+                return
+            except HeadLost as error:
+                self._say(str(error))
+        ray_adapter.abandon()
+        self.abandoned_ray = True
 
     def _undeploy(self, fleet: Fleet) -> None:
         from cluster import ray_adapter
@@ -241,6 +262,15 @@ class Foreground:
             fleet.undeploy()
         else:
             self._end_headless()
+
+
+def _answers(address: str, since: float) -> bool:
+    """Whether the head of a Ray of others is there, and has let this process join soon enough."""
+    from cluster import ray_adapter
+
+    if not listens(address):
+        return False
+    return ray_adapter.head_answers() if ray_adapter.connected() else time.monotonic() < since + JOIN_TIMEOUT_S
 
 
 def is_stop(error: BaseException | None) -> bool:

@@ -34,6 +34,9 @@ _POLL_S = 0.1
 _CLAIM_S = 15.0
 """Longest wait for a group that leaves to give its number free; Ray takes 12.5 s to know that a node is lost."""
 
+_JOURNAL_S = 3.0
+"""Longest wait for the name of a cluster whose `baleen up` was killed, until Ray knows that."""
+
 _HEAD_TIMEOUT_S = 3.0
 """A head that takes longer for the least of questions is taken for lost, until it answers."""
 
@@ -278,10 +281,14 @@ def start_journal(cluster: str, directory: str) -> object:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(Journal)
-    try:
-        return remote.options(name=_journal(cluster), num_cpus=0, scheduling_strategy=here).remote(directory)
-    except ValueError as error:
-        raise ConfigError(f"name is {cluster!r}: a cluster of that name runs on this Ray already") from error
+    deadline = time.monotonic() + _JOURNAL_S
+    while True:
+        try:
+            return remote.options(name=_journal(cluster), num_cpus=0, scheduling_strategy=here).remote(directory)
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"name is {cluster!r}: a cluster of that name runs on this Ray already") from error
+        time.sleep(_POLL_S)
 
 
 def journal(cluster: str) -> Send | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,8 +17,6 @@ from cluster.service import ABSENT, Service, ServiceState, service_name
 
 _HEALTH_PERIOD_S = 0.5
 _STARTS = 3
-_POLL_S = 0.1
-_LEAVE_SLACK_S = 10.0
 
 _REPORT_PERIOD_S = 1.0
 """How often a group that scales reports its load."""
@@ -137,18 +134,6 @@ def remove(names: Sequence[str]) -> None:
     _be_quiet()
     for name in names:
         serve.delete(name, _blocking=False)
-
-
-def undeploy(services: Sequence[Service]) -> list[str]:
-    """End these services, each replica in order; returns the names of those that were not gone in time."""
-    remove([service.name for service in services])
-    deadline = time.monotonic() + max((service.leave_s for service in services), default=0.0) + _LEAVE_SLACK_S
-    left = [service.name for service in services]
-    while left and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-        applications = serve.status().applications
-        left = [name for name in left if name in applications]
-    return left
 
 
 def stop_serve() -> None:

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-from baleen.errors import BaleenError
+from baleen.errors import BaleenError, HeadLost
+from cluster import head_calls
 from cluster.service import ServiceState
 
 HEAD_LOST = "Ray's head gives no answer: what runs goes on, but nothing that is lost comes back"
@@ -39,19 +40,22 @@ class Watch:
         tell: Callable[[Sequence[ServiceState]], None],
         redis: Restartable | None = None,
         head_answers: Callable[[], bool] = lambda: True,
+        head_address: str = "",
         notice: Callable[[str], None] = lambda text: None,
         pause: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """say: for people, of changes. tell: gets the states after each look.
 
-        head_answers: whether Serve can be asked. notice: gets what is wrong with the cluster as a whole, or nothing.
+        head_answers: whether Serve can be asked; head_address: where, for people. notice: gets what is wrong with the
+        cluster as a whole, or nothing.
         """
         self._states = states
         self._say = say
         self._tell = tell
         self._redis = redis
         self._head_answers = head_answers
+        self._head_address = head_address
         self._notice = notice
         self._head_lost = False
         self._pause = pause
@@ -62,7 +66,10 @@ class Watch:
         self._redis_failed = False
 
     def until_up(self, timeout_s: float, names: Collection[str] | None = None) -> None:
-        """Wait until these services, or all, are up. Raises the reason as soon as one is known never to be."""
+        """Wait until these services, or all, are up. Raises the reason as soon as one is known never to be.
+
+        HeadLost if Ray's head is silent for too long before all has been up once.
+        """
         deadline = self._now() + timeout_s
         while waiting := [state for state in self._look() if not state.up and (names is None or state.name in names)]:
             for state in waiting:
@@ -102,16 +109,31 @@ class Watch:
 
     def _look(self) -> Sequence[ServiceState]:
         self._tend_redis()
-        self._look_at_head()
+        self._head_is(lost=not self._head_answers())
+        if not self._is_up:
+            self._await_head()
         if not self._head_lost:
-            self._last = self._states()
-            self._tell(self._last)
-        elif not self._is_up:
-            raise BaleenError("the cluster does not start: Ray's head gives no answer")
+            try:
+                self._last = self._states()
+            except HeadLost:
+                if not self._is_up:
+                    raise
+                # between the two questions
+                self._head_is(lost=True)
+            else:
+                self._tell(self._last)
         return self._last
 
-    def _look_at_head(self) -> None:
-        lost = not self._head_answers()
+    def _await_head(self) -> None:
+        """Without it nothing comes up, but on a busy machine it may be silent for a while."""
+        deadline = self._now() + head_calls.HEAD_PATIENCE_S
+        while self._head_lost:
+            if self._now() > deadline:
+                raise HeadLost(self._head_address, head_calls.HEAD_PATIENCE_S)
+            self._pause(POLL_S)
+            self._head_is(lost=not self._head_answers())
+
+    def _head_is(self, *, lost: bool) -> None:
         if lost != self._head_lost:
             self._head_lost = lost
             self._notice(HEAD_LOST if lost else "")

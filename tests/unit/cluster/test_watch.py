@@ -1,8 +1,10 @@
 """Watching a cluster: up or the reason why not, changes said once, Redis started again."""
 
+import itertools
+
 import pytest
 
-from baleen.errors import BaleenError, CheckpointError, ConfigError
+from baleen.errors import BaleenError, CheckpointError, ConfigError, HeadLost
 from cluster.service import ServiceState
 from cluster.watch import HEAD_LOST, Watch
 
@@ -59,10 +61,44 @@ def test_without_rays_head_nobody_asks_serve_and_all_is_said_once():
     assert len(asked) == 3
 
 
-def test_a_head_that_is_lost_while_it_starts_is_the_reason():
-    made = Watch(list, say=lambda text: None, tell=lambda states: None, head_answers=lambda: False)
-    with pytest.raises(BaleenError, match="Ray's head gives no answer"):
-        made.until_up(100.0)
+def starting(heads, states):
+    """A watch of what starts, whose clock goes on by a second with each look at it."""
+    times = itertools.count()
+    made = Watch(
+        states,
+        say=lambda text: None,
+        tell=lambda states: None,
+        head_answers=lambda: next(heads),
+        head_address="host:1",
+        pause=lambda _: None,
+        now=lambda: next(times),
+    )
+    made.until_up(100.0)
+
+
+def test_a_head_that_stays_lost_while_the_cluster_starts_is_the_reason():
+    with pytest.raises(HeadLost, match=r"^Ray's head at host:1 has given no answer for 30 s$"):
+        starting(itertools.repeat(False), list)
+
+
+def test_a_head_that_is_busy_for_a_while_is_waited_for():
+    starting(itertools.chain([True, *[False] * 9], itertools.repeat(True)), iter([[state(0, 2)], [UP]]).__next__)
+
+
+def test_a_head_that_vanishes_between_two_questions_ends_the_start_and_nothing_that_runs():
+    def states():
+        raise HeadLost("host:1", 30.0)
+
+    with pytest.raises(HeadLost):
+        starting(itertools.repeat(True), states)
+    said = []
+
+    def rest(_):
+        raise Enough
+
+    with pytest.raises(Enough):
+        Watch(states, say=said.append, tell=said.append).forever(rest)
+    assert said == [HEAD_LOST]
 
 
 def state(running, wanted, word="UPDATING", message=""):
