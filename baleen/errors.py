@@ -99,11 +99,7 @@ class EpochEnded(BaleenError):
 
 
 class HeadLost(BaleenError):
-    """Ray's head gave no answer for too long. address: where it was."""
-
-    def __init__(self, address: str, silent_s: float) -> None:
-        super().__init__(f"Ray's head at {address} has given no answer for {silent_s:g} s")
-        self.address = address
+    """Ray's head gave no answer for too long."""
 
 
 class DrainingError(BaleenError):

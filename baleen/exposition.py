@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
+from socketserver import ThreadingMixIn
+from threading import Thread
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from baleen import ports
 from baleen.errors import ConfigError
 from baleen.metric_table import BY_NAME, PREFIX, TABLE, Labels, Metric, Process
 from baleen.metrics import Histogram, Sample
@@ -41,24 +46,50 @@ class Samples(Collector):
 class MetricsServer:
     """Serves `host:port`, where port 0 is a free one, from a thread of its own."""
 
-    def __init__(self, listen: str, samples: Samples, *, key: str) -> None:
-        """key: name of the setting that `listen` is from. Raises ConfigError if it cannot be listened on."""
-        host, _, port = listen.rpartition(":")
+    def __init__(self, listen: str, samples: Samples, *, key: str, takes_over: bool = False) -> None:
+        """key: name of the setting that `listen` is from. takes_over: another process listens there until it leaves.
+
+        Raises ConfigError if it cannot be listened on.
+        """
+        host = listen.rpartition(":")[0]
         registry = CollectorRegistry()
         registry.register(samples)
         try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+            self._server = _Server(ports.listener(listen, takes_over=takes_over))
         except OSError as error:
             raise ConfigError(
                 f"{key} is {listen!r}, where metrics cannot be served: {error.strerror}; another port, or none, helps"
             ) from error
+        self._server.set_app(make_wsgi_app(registry))
         self.address = f"{host}:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop; a scrape that is being answered may end."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """One thread a scrape, on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = listener.getsockname()[:2]
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    """Scrapes are in no log."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
 
 
 def _family(metric: Metric, values: dict[Labels, float | Histogram]) -> Family:

@@ -26,7 +26,7 @@ class Site:
     """Where a cluster runs. redis: the server that all of it shares.
 
     log_directory: where processes on this machine keep their logs; empty: they do not. router_node: address of the node
-    of routers and gateways; empty: any. version: of all services, see Service.
+    of routers and gateways; empty: any. version: of the pools' services, see Service.
     """
 
     redis: RedisConfig
@@ -79,7 +79,6 @@ def serving_services(config: ClusterConfig, model: ModelConfig, site: Site) -> l
             cpus=config.router.cpus,
             address=site.router_node,
             leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
-            version=site.version,
         )
     ]
     if serves_http(config):
@@ -93,7 +92,6 @@ def serving_services(config: ClusterConfig, model: ModelConfig, site: Site) -> l
                 # where the routers are, and one file of accounts
                 address=site.router_node,
                 leave_s=config.group.drain_timeout_s + 2 * LEAVE_SLACK_S,
-                version=site.version,
             )
         )
     return found

@@ -15,17 +15,33 @@ from baleen.text.tokenizer_files import TOKENIZER_FILE
 from cluster.group import GroupPlan
 from cluster.service import Service
 
-FIXED = ("name", "ray", "redis", "router", "gateway", "tls", "transfer", "telemetry.traces", "group.drain_timeout_s")
-"""Keys, with all below them, that routers and gateways were started with, or that all ranks must have in common."""
+FIXED = {
+    "name": "its services and its keys in Redis have it",
+    "ray": "its processes run there",
+    "redis": "all its parts find each other there",
+    "router.host": "clients find the routers there",
+    "router.node": "clients find the routers there",
+    "router.port": "clients find the routers there",
+    "router.metrics_port": "Prometheus finds the routers there",
+    "gateway.host": "clients find the gateways there",
+    "gateway.port": "clients find the gateways there",
+    "tls": "routers and all ranks must have it in common",
+    "transfer": "all ranks must have it in common",
+}
+"""Keys, with all below them, that cannot change while a cluster runs, and why."""
 
 _SIZES = PoolConfig(name="sizes", role="mixed")
 """What says how many groups a pool has, as it is unless told otherwise."""
 
 
 def require_changeable(old: ClusterConfig, new: ClusterConfig) -> None:
-    """Raise ConfigError that names every key that cannot change while the cluster runs, and its two values."""
+    """Raise ConfigError that names every key that cannot change while the cluster runs, its two values, and why."""
     before, after = to_dict(old), to_dict(new)
-    found = [difference for key in FIXED for difference in _differences(_at(before, key), _at(after, key), key)]
+    found = [
+        f"{difference} ({why})"
+        for key, why in FIXED.items()
+        for difference in _differences(_at(before, key), _at(after, key), key)
+    ]
     if found:
         raise ConfigError(
             f"{'; '.join(found)}: this cannot change while the cluster runs, `baleen down` and `baleen up` do it"
@@ -46,8 +62,8 @@ def require_same_text(old: ClusterConfig, new: ClusterConfig, default: Path) -> 
         )
     if was != will and _tokenizer(was) != _tokenizer(will):
         raise ConfigError(
-            f"model.path is {will}, whose {TOKENIZER_FILE} differs from that of {was}: routers and gateways would have "
-            f"to start anew, `baleen down` and `baleen up` do it"
+            f"model.path is {will}, whose {TOKENIZER_FILE} differs from that of {was}: tokens of old and new groups "
+            f"would mean different texts while both are there; `baleen down` and `baleen up` do it"
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from baleen.errors import ConfigError
+from baleen.ports import is_taken
 
 _POLL_S = 0.05
 
@@ -20,8 +21,12 @@ class Claim:
     Kept as an abstract Unix socket, which is known exactly where ports are: in one network namespace.
     """
 
-    def __init__(self, addresses: Sequence[str], *, timeout_s: float) -> None:
-        """Wait for one. Raises ConfigError if others hold all of them for `timeout_s` seconds."""
+    def __init__(self, addresses: Sequence[str], *, timeout_s: float, generation: int = 1) -> None:
+        """Wait for one. Raises ConfigError if others hold all of them for `timeout_s` seconds.
+
+        generation: those of one may hold what those of another do, whose place they take.
+        """
+        self._suffix = f"@{generation}" if generation > 1 else ""
         deadline = time.monotonic() + timeout_s
         self._holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         while (number := self._first_free(addresses)) is None:
@@ -46,7 +51,7 @@ class Claim:
     def _first_free(self, addresses: Sequence[str]) -> int | None:
         for number, address in enumerate(addresses):
             try:
-                self._holder.bind("\0baleen-" + hashlib.sha256(address.encode()).hexdigest())
+                self._holder.bind("\0baleen-" + hashlib.sha256(f"{address}{self._suffix}".encode()).hexdigest())
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
@@ -59,16 +64,5 @@ def await_free(addresses: Sequence[str], *, timeout_s: float) -> None:
     """Wait until `host:port` can be listened on, each of them, or the time is over: who listens says what is wrong."""
     deadline = time.monotonic() + timeout_s
     for address in addresses:
-        while _is_taken(address) and time.monotonic() < deadline:
+        while is_taken(address) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-
-
-def _is_taken(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, int(port)), family=family).close()
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False

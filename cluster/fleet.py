@@ -17,6 +17,8 @@ from cluster.head_calls import HeadCalls
 from cluster.placement import ROUTER, plan, pools_and_router
 from cluster.rollout import Rollout
 from cluster.service import Service, ServiceState
+from cluster.serving_replica import RouterReplica
+from cluster.serving_rollout import ServingRollout
 from cluster.watch import PLACE_TIMEOUT_S, Watch
 
 FREED_S = 5.0
@@ -40,15 +42,15 @@ class Fleet:
         self._default = default
         self._say = say
         model = model_of(config, default)
-        self._serving = serving_services(config, model, self._site)
-        self._pools = pool_services(config, model, self._site)
-        self._rollout: Rollout | None = None
+        self._stage = _Stage(self)
+        self._pools = Rollout(pool_services(config, model, self._site), self._stage, self._tell)
+        self._serving = ServingRollout(serving_services(config, model, self._site), self._stage, self._tell)
         self._listener: Callable[[str], None] = lambda text: None
 
     @property
     def services(self) -> list[Service]:
         """All that there are now."""
-        return [service for services in self._live().values() for service in services] + self._serving
+        return [service for services in self._pools.live.values() for service in services] + self._serving.live
 
     def require_room(self) -> None:
         """Raise ConfigError that names what is missing where; what another cluster had may soon be free."""
@@ -56,8 +58,7 @@ class Fleet:
         router_node = self._site.router_node
         if router_node and router_node not in known:
             raise ConfigError(f"router.node is {router_node!r}, must be one of Ray's: {', '.join(sorted(known))}")
-        addresses = {ROUTER: router_node} if router_node else {}
-        if reasons := self.unplaced(pools_and_router(self.config), addresses):
+        if reasons := self.unplaced(pools_and_router(self.config)):
             raise ConfigError("; ".join(reasons))
 
     def end_leftovers(self) -> None:
@@ -84,7 +85,7 @@ class Fleet:
         """Groups of each pool that run, and that are wanted."""
         by_name = {state.name: state for state in states}
         found = {}
-        for pool, services in self._live().items():
+        for pool, services in self._pools.live.items():
             mine = [by_name[service.name] for service in services if service.name in by_name]
             found[pool] = (sum(state.running for state in mine), sum(state.wanted for state in mine))
         return found
@@ -100,12 +101,25 @@ class Fleet:
         require_changeable(self.config, wanted)
         require_same_text(self.config, wanted, self._default)
         site = replace(self._site, version=secrets.token_hex(4)) if afresh else self._site
-        if self._rollout is None:
-            self._rollout = Rollout(self._pools, _Stage(self, watch), self._tell)
-        goal = pool_services(wanted, model_of(wanted, self._default), site)
-        self._listener = say
-        self._rollout.update(goal, in_place=in_place)
+        model = model_of(wanted, self._default)
+        serving = serving_services(wanted, model, self._site)
+        self._require_room_beside(wanted, self._serving.changed(serving))
+        self._listener, self._stage.watch = say, watch
+        before = self._pools.goal
+        self._pools.update(pool_services(wanted, model, site), in_place=in_place)
+        try:
+            self._serving.update(serving)
+        except BaleenError as error:
+            self._tell(f"going back: {error}")
+            self._pools.update(before, in_place=True)
+            raise type(error)(f"{error}; all is as it was before") from error
         self.config, self._site = wanted, site
+
+    def _require_room_beside(self, wanted: ClusterConfig, changed: Sequence[Service]) -> None:
+        """Raise ConfigError if routers that take over have no place beside those that are there."""
+        routers = [pool for pool in pools_and_router(wanted) if pool.name == ROUTER]
+        if any(service.kind is RouterReplica for service in changed) and (reasons := self.unplaced(routers)):
+            raise ConfigError(f"there is no room for new routers beside those that run: {'; '.join(reasons)}")
 
     def undeploy(self) -> None:
         """End everything in order."""
@@ -127,13 +141,9 @@ class Fleet:
         self._say(text)
         self._listener(text)
 
-    def _live(self) -> Mapping[str, Sequence[Service]]:
-        if self._rollout is not None:
-            return self._rollout.live
-        return {pool: [service] for pool, service in self._pools.items()}
-
-    def unplaced(self, pools: Sequence[PoolConfig], addresses: Mapping[str, str] | None = None) -> list[str]:
+    def unplaced(self, pools: Sequence[PoolConfig]) -> list[str]:
         """Why these pools have no place beside what runs; empty: they have."""
+        addresses = {ROUTER: self._site.router_node} if self._site.router_node else {}
         deadline = time.monotonic() + FREED_S
         while unplaced := plan(pools, self.call(ray_adapter.nodes), addresses=addresses).unplaced:
             if time.monotonic() > deadline:
@@ -145,9 +155,9 @@ class Fleet:
 class _Stage:
     """A rollout's hands: Ray for what is done, the watch for what is waited for."""
 
-    def __init__(self, fleet: Fleet, watch: Watch) -> None:
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._watch = watch
+        self.watch: Watch | None = None
 
     def deploy(self, services: Sequence[Service]) -> None:
         self._fleet.call(serve_adapter.deploy, services)
@@ -157,7 +167,7 @@ class _Stage:
 
     def until_up(self, services: Sequence[Service]) -> None:
         timeout_s = self._fleet.config.group.start_timeout_s + PLACE_TIMEOUT_S
-        self._watch.until_up(timeout_s, [service.name for service in services])
+        self._watching.until_up(timeout_s, [service.name for service in services])
 
     def until_left(self, services: Sequence[Service]) -> None:
         left = {service.name: service.replicas for service in services}
@@ -165,13 +175,18 @@ class _Stage:
         def done(states: Mapping[str, ServiceState]) -> bool:
             return all(states[name].running <= count and not states[name].leaving for name, count in left.items())
 
-        self._watch.until(done, _leave_s(services), "a group that was told to leave")
+        self._watching.until(done, _leave_s(services), "a group that was told to leave")
 
     def until_gone(self, services: Sequence[Service]) -> None:
         def done(states: Mapping[str, ServiceState]) -> bool:
             return not any(states[service.name].exists for service in services)
 
-        self._watch.until(done, _leave_s(services), "a service that was told to leave")
+        self._watching.until(done, _leave_s(services), "a service that was told to leave")
+
+    @property
+    def _watching(self) -> Watch:
+        assert self.watch is not None, "there is one before anything changes"
+        return self.watch
 
     def running(self, service: Service) -> int:
         return next((state.running for state in self._fleet.call(serve_adapter.states, [service])), 0)

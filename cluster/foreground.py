@@ -146,11 +146,12 @@ class Foreground:
         if request is None:
             return
         error: BaleenError | None = None
-        self._note(state_file, notice="pools are being changed (baleen apply)")
+        self._note(state_file, notice="the cluster is being changed (baleen apply)")
         try:
             wanted = from_dict(ClusterConfig, request.content.get("config"), key="config")
             afresh, in_place = (request.content.get(name) is True for name in ("afresh", "in_place"))
             fleet.update(wanted, watch, request.say, afresh=afresh, in_place=in_place)
+            self._note(state_file, routers=wanted.router.addresses)
         except BaleenError as failure:
             error = failure
             self._say(f"not applied: {failure}")

@@ -73,7 +73,12 @@ class HeadCalls:
             silent_since = now if silent_since is None else silent_since
             if now - silent_since >= HEAD_PATIENCE_S:
                 self._given_up.append(call)  # type: ignore[arg-type]
-                raise HeadLost(self.address, HEAD_PATIENCE_S)
+                raise lost(self.address)
+
+
+def lost(address: str) -> HeadLost:
+    """The error of a head that is given up."""
+    return HeadLost(f"Ray's head at {address} has given no answer for {HEAD_PATIENCE_S:g} s")
 
 
 def listens(address: str) -> bool:

@@ -53,6 +53,11 @@ class Rollout:
         self._generations: dict[str, int] = dict.fromkeys(services, 1)
 
     @property
+    def goal(self) -> dict[str, Service]:
+        """What it was last brought to, by pool."""
+        return dict(self._goal)
+
+    @property
     def live(self) -> dict[str, list[Service]]:
         """The services of each pool, those that leave first."""
         return {pool: list(services) for pool, services in self._live.items()}

@@ -29,15 +29,20 @@ class ServingReplica(Generic[Config]):
     listens: ClassVar[tuple[str, ...]]
     """Fields of the configuration that are addresses to listen on; the first one is claimed."""
 
-    def __init__(self, config: Config, replicas: int, cluster: str, log_directory: str) -> None:
-        """config: of replica 0. Raises BaleenError if it does not come up."""
+    def __init__(self, config: Config, replicas: int, cluster: str, log_directory: str, generation: int = 1) -> None:
+        """config: of replica 0. generation: counts what has taken the place of what was there, beside which it begins.
+
+        Raises BaleenError if it does not come up.
+        """
         self._child: ServingChild | None = None
         first = getattr(config, self.listens[0])
-        self._claim = Claim([_moved(first, number) for number in range(replicas)], timeout_s=CLAIM_S)
+        addresses = [_moved(first, number) for number in range(replicas)]
+        self._claim = Claim(addresses, timeout_s=CLAIM_S, generation=generation)
         number = self._claim.number
-        addresses: dict[str, Any] = {name: _moved(getattr(config, name), number) for name in self.listens}
-        # the process of a replica that died stops to listen as soon as it knows
-        await_free([address for address in addresses.values() if address], timeout_s=CLAIM_S)
+        own: dict[str, Any] = {name: _moved(getattr(config, name), number) for name in self.listens}
+        if not config.takes_over:
+            # the process of a replica that died stops to listen as soon as it knows
+            await_free([address for address in own.values() if address], timeout_s=CLAIM_S)
         send_log = None
         if not log_directory:
             # ray is there only in the processes that Ray has started
@@ -46,7 +51,7 @@ class ServingReplica(Generic[Config]):
             send_log = ray_adapter.journal(cluster)
         self._child = ServingChild(
             self.kind,
-            to_dict(replace(config, **addresses)),
+            to_dict(replace(config, **own)),
             number=number,
             drain_timeout_s=config.drain_timeout_s,
             log_directory=log_directory,

@@ -129,7 +129,7 @@ class Watch:
         deadline = self._now() + head_calls.HEAD_PATIENCE_S
         while self._head_lost:
             if self._now() > deadline:
-                raise HeadLost(self._head_address, head_calls.HEAD_PATIENCE_S)
+                raise head_calls.lost(self._head_address)
             self._pause(POLL_S)
             self._head_is(lost=not self._head_answers())
 

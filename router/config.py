@@ -34,7 +34,7 @@ class RouterProcessConfig:
     refused at once; 0 never. max_deadline_s: of requests that have none, and the most. retry_share: tries after a
     failure per request in the long run; retry_reserve: in store. quarantine_s: how long a request that killed ranks is
     kept out. drain_timeout_s: time for running requests once the router is told to leave. tls: of connections to ranks;
-    clients are answered in the clear.
+    clients are answered in the clear. takes_over: another router listens at both addresses until it leaves.
     """
 
     listen: str = "127.0.0.1:9000"
@@ -57,6 +57,7 @@ class RouterProcessConfig:
     session: SessionTimes = field(default_factory=SessionTimes)
     traces: TraceConfig = field(default_factory=TraceConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    takes_over: bool = False
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from baleen import ports
 from baleen.clock import Clock, SystemClock
 from baleen.errors import BaleenError, ConfigError
 from baleen.exposition import MetricsServer, Samples
@@ -22,7 +23,7 @@ from baleen.loop_lag import watch_lag
 from baleen.telemetry import Log, write_stderr
 from baleen.text.tokenizer import load_tokenizer
 from baleen.v1 import inference_pb2, inference_pb2_grpc, router_pb2, router_pb2_grpc
-from baleen.wire.channel import SERVER_OPTIONS
+from baleen.wire.channel import SHARING_SERVER_OPTIONS
 from router.admission import Admission, AdmissionParameters
 from router.breaker import Breaker
 from router.choice import Chooser, Lookup, NoIndex, Placement
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from baleen.tracing import Tracing
 
 SETTLE_S = 0.1
-"""Before it stops to listen: for calls that have come and wait to be taken, which would end as cancelled otherwise."""
+"""Before it stops to listen: calls that have come by then are still taken, and would end as cancelled otherwise."""
 
 STATUS_NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 SERVICE_NAME = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -123,8 +124,9 @@ class Router:
             quarantine=quarantine,
             index=self._index,
         )
-        self._status = RouterServicer(self._parts, policy=config.policy, is_leaving=lambda: self._service.leaving)
+        self._status = RouterServicer(self._parts, policy=config.policy, is_leaving=lambda: self._is_leaving)
         self._metrics: MetricsServer | None = None
+        self._is_leaving = False
         self._clock = clock
         self._lag: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -148,7 +150,7 @@ class Router:
 
     async def start(self) -> str:
         """Listen and find the ranks; returns the address. Raises ConfigError if the address cannot be taken."""
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(options=SHARING_SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         router_pb2_grpc.add_RouterServiceServicer_to_server(self._status, server)
@@ -157,8 +159,12 @@ class Router:
         )
         host = self._config.listen.rpartition(":")[0]
         try:
+            if not self._config.takes_over:
+                ports.require_unused(self._config.listen)
             port = server.add_insecure_port(self._config.listen)
-        except RuntimeError as error:
+            if self._config.takes_over:
+                ports.draw_connections(self._config.listen)
+        except (OSError, RuntimeError) as error:
             raise ConfigError(f"listen is {self._config.listen!r}, which cannot be listened on") from error
         self._serve_metrics()
         await server.start()
@@ -184,23 +190,26 @@ class Router:
         listen, loop = self._config.listen_metrics, asyncio.get_running_loop()
         if listen:
             samples = Samples("router", lambda: self._parts.read_from(loop))
-            self._metrics = MetricsServer(listen, samples, key="listen_metrics")
+            self._metrics = MetricsServer(listen, samples, key="listen_metrics", takes_over=self._config.takes_over)
             self._status.metrics_address = self._metrics.address
         self._lag = asyncio.create_task(watch_lag(self._parts.lag, self._clock))
 
     async def stop(self, drain_s: float | None = None) -> None:
-        """Take no new requests, let the running ones end for `drain_s` seconds, then end them, and leave."""
-        self._service.leaving = True
+        """Take no new connections, let what has come end for `drain_s` seconds, then end it, and leave."""
+        self._is_leaving = True
         await self._health.enter_graceful_shutdown()
         drain_s = self._config.drain_timeout_s if drain_s is None else drain_s
-        if drain_s > 0:
-            await asyncio.sleep(SETTLE_S)
         if self._metrics is not None:
             # both addresses are free at once for whoever takes the place of this router
             await asyncio.to_thread(self._metrics.close)
-        self._service.end_sessions()
+        if drain_s > 0:
+            await asyncio.sleep(SETTLE_S)
         if self._server is not None:
-            await self._server.stop(drain_s)
+            stopping = asyncio.create_task(self._server.stop(drain_s))
+            # clients that are to open new streams hear first that it is not on this connection
+            await asyncio.sleep(0)
+            self._service.end_sessions()
+            await stopping
         self._parts.admission.close()
         tasks = [task for task in (self._watch, self._lag) if task is not None]
         for task in tasks:

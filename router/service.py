@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from baleen.clock import Clock
-from baleen.errors import AlreadyRunning, BaleenError, InvalidRequest, NotReady, UnknownName
+from baleen.errors import AlreadyRunning, BaleenError, InvalidRequest, UnknownName
 from baleen.ids import RequestId, new_request_id
 from baleen.sampling import MAX_SEED
 from baleen.telemetry import Log
@@ -80,7 +80,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._running: set[RequestId] = set()
         self._client_sessions: set[ClientSession] = set()
         self._ends_sessions = False
-        self.leaving = False
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """Continue a prompt; see the proto file."""
@@ -152,8 +151,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._running.discard(job.request_id)
 
     async def _job(self, request: inference_pb2.GenerateRequest, terms: Terms) -> Job:
-        if self.leaving:
-            raise NotReady("the router is leaving; the request was not started")
         self._check_model(request.model)
         sampling = sampling_from_proto(request.sampling)
         if sampling.seed is None:

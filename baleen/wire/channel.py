@@ -32,6 +32,12 @@ SERVER_OPTIONS: Options = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
+SHARING_SERVER_OPTIONS: Options = (
+    *(option for option in SERVER_OPTIONS if option[0] != "grpc.so_reuseport"),
+    ("grpc.so_reuseport", 1),
+)
+"""Of a server whose successor listens at the same port before it leaves; see baleen.ports."""
+
 CHANNEL_OPTIONS: Options = (
     *_SIZES,
     ("grpc.keepalive_time_ms", 10_000),

@@ -20,7 +20,7 @@ class GatewayProcessConfig:
     listen: `host:port`, port 0 takes a free one. routers: their addresses; the first that answers is asked, the others
     when it does not. model: checkpoint directory, for its tokenizer. model_name: as the routers know it. accounts: file
     of the accounts. settings: as in the cluster file; its host and port are not used. drain_timeout_s: time for running
-    requests once the gateway is told to leave.
+    requests once the gateway is told to leave. takes_over: another gateway listens at that address until it leaves.
     """
 
     listen: str = "127.0.0.1:8000"
@@ -30,6 +30,7 @@ class GatewayProcessConfig:
     accounts: str
     settings: GatewayConfig = field(default_factory=GatewayConfig)
     drain_timeout_s: float = 30.0
+    takes_over: bool = False
     log_level: Level = "info"
 
     def __post_init__(self) -> None:

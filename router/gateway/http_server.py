@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from baleen import ports
 from baleen.errors import ConfigError
 from router.gateway.auth import Application
 
@@ -83,10 +83,10 @@ class BoundedProtocol(HttpToolsProtocol):
 class HttpServer:
     """Serves an application, from `start` to `stop`, in the running event loop."""
 
-    def __init__(self, app: Application, listen: str, *, drain_timeout_s: float) -> None:
-        """listen: host:port, port 0 takes a free one."""
-        host, _, port = listen.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+    def __init__(self, app: Application, listen: str, *, drain_timeout_s: float, takes_over: bool = False) -> None:
+        """listen: host:port, port 0 takes a free one. takes_over: another process listens there until it leaves."""
+        self._listen = listen
+        self._takes_over = takes_over
         # it would write to the log in a form of its own
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._server = uvicorn.Server(
@@ -107,21 +107,17 @@ class HttpServer:
 
     async def start(self) -> str:
         """Listen; returns the address. Raises ConfigError if it cannot be had."""
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         try:
-            listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
+            listener = ports.listener(self._listen, takes_over=self._takes_over)
         except OSError as error:
-            raise ConfigError(
-                f"listen is {self._host}:{self._port}, which cannot be listened on: {error.strerror}"
-            ) from error
+            raise ConfigError(f"listen is {self._listen}, which cannot be listened on: {error.strerror}") from error
         self._serving = asyncio.create_task(self._server._serve([listener]))
         while not self._server.started:
             if self._serving.done():
                 await self._serving
                 raise ConfigError("the HTTP server did not start")
             await asyncio.sleep(0.005)
-        port = listener.getsockname()[1]
-        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+        return f"{self._listen.rpartition(':')[0]}:{listener.getsockname()[1]}"
 
     async def stop(self) -> None:
         """Take no new connections, let running requests end for the time they have, and leave."""

@@ -57,7 +57,9 @@ class Gateway:
         self._check_keys = mode == "required" or (mode == "auto" and not is_loopback(config.host))
         hosts = loopback_hosts(config.host) if is_loopback(config.host) else None
         self._app = application(self._core, check_keys=self._check_keys, hosts=hosts)
-        self._http = HttpServer(self._app, config.listen, drain_timeout_s=config.drain_timeout_s)
+        self._http = HttpServer(
+            self._app, config.listen, drain_timeout_s=config.drain_timeout_s, takes_over=config.takes_over
+        )
 
     @property
     def core(self) -> Core:

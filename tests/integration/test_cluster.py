@@ -192,7 +192,11 @@ def files(seen: dict[str, Any]) -> list[str]:
 def scaled(directory) -> dict[str, Any]:
     config = directory / "scales.yaml"
     config.write_text(SCALES)
-    config.with_name("scales_larger.yaml").write_text(SCALES.replace("num_blocks: 64", "num_blocks: 96"))
+    recipe = replace(golden_recipe("dev_bf16.golden"), tokenizer="bytes", seed=77)
+    make_checkpoint(directory / "other", recipe, progress=False)
+    other = SCALES.replace("num_blocks: 64", "num_blocks: 96").replace("path: model", "path: other")
+    more = "model_name: model\nrouter: {max_queued: 512}\ngateway: {max_active: 64}\n"
+    config.with_name("scales_other.yaml").write_text(other + more)
     return scenario(directory, "scales", config=config)
 
 
@@ -207,7 +211,27 @@ def test_a_pool_that_scales_is_changed_and_scales_on(scaled):
     code, _, errors = scaled["apply"]
     assert code == 0 and "starting default.all@2 (to 1)" in errors, errors
     assert [rank["info"]["num_blocks"] for rank in scaled["ranks_applied"]] == [96]
-    assert len(scaled["groups"][3]) == 1 and scaled["answer_applied"]
+    assert len(scaled["groups"][3]) == 1
+
+
+def test_routers_and_gateways_change_while_requests_go_on(scaled):
+    _, _, errors = scaled["apply"]
+    steps = ("starting default.all@2", "starting default.router@2, default.gateway@2", "leaving: default.router, ")
+    assert sorted(map(errors.index, steps)) == [errors.index(step) for step in steps]
+    # every request of the client had a connection of its own, and one that failed would have ended the scenario
+    assert scaled["answers_of"]["all"] >= 3
+    assert scaled["chat_applied"]["usage"]["completion_tokens"] == 5
+
+
+def test_weights_change_and_no_answer_mixes_them_nor_uses_blocks_of_the_others(scaled):
+    code, _, errors = scaled["apply_afresh"]
+    assert code == 0 and "starting default.all@3 (to 1)" in errors and "default.router" not in errors, errors
+    [before], [after] = scaled["ranks_applied"], scaled["ranks_afresh"]
+    assert before["info"]["epoch"] != after["info"]["epoch"]
+    answers = scaled["answers_of"]
+    assert scaled["other_differs"] and answers["first"] and answers["other"]
+    assert answers["first"] + answers["other"] == answers["all"]
+    assert scaled["answer_afresh"], "under the same prompt, whose blocks of the other weights may still stand in Redis"
 
 
 def test_a_cluster_that_was_killed_is_known_as_such_and_cleared_by_down(scaled):

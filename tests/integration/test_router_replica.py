@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from baleen.errors import ConfigError
 from baleen.v1 import inference_pb2_grpc
 from baleen.wire.channel import open_channel
+from router.config import RouterProcessConfig
+from router.main import Router
 from tests.support.fake_rank import FakeRank, fake_tokens
 from tests.support.processes import Child, nursery
 from tests.support.replica import router_replica
@@ -47,8 +50,9 @@ async def replicas_of(directory: Path, count: int):
             "drain_timeout_s": 30.0,
         }
 
-        async def start() -> Started:
-            child = children.fork("replica", router_replica, config, count, str(directory / "logs"))
+        async def start(generation: int = 1) -> Started:
+            own = {**config, "takes_over": generation > 1}
+            child = children.fork("replica", router_replica, own, count, str(directory / "logs"), generation)
             told = await asyncio.to_thread(child.event)
             return Started(child, told["address"], told["router"])
 
@@ -106,6 +110,55 @@ def test_each_replica_has_an_address_of_its_own_and_the_free_one_is_taken_again(
                 assert third.address == lost.address
                 if kept is not None:
                     assert await answer(kept.address) == fake_tokens(PROMPT, 8)
+
+    run(scenario())
+
+
+def test_the_next_generation_takes_over_while_requests_come_and_none_is_lost(tmp_path):
+    async def scenario():
+        async with replicas_of(tmp_path, 1) as (start, rank, [address]):
+            first = await start()
+            running = asyncio.create_task(answer(address, TOKENS))
+            ends = asyncio.Event()
+
+            async def client() -> int:
+                count = 0
+                while not ends.is_set():
+                    # a connection of its own, and no second try
+                    async with open_channel(address) as channel:
+                        caller = Caller(inference_pb2_grpc.InferenceServiceStub(channel), address)
+                        told = await caller.generate(request(PROMPT, max_tokens=2))
+                    assert told.tokens[0] == fake_tokens(PROMPT, 2)
+                    count += 1
+                return count
+
+            clients = [asyncio.create_task(client()) for _ in range(3)]
+            await eventually(lambda: rank.num_tokens >= 2)
+            second = await start(2)
+            assert second.address == first.address
+            assert not is_dead(first.router), "both are there"
+            first.child.send(signal.SIGTERM)
+            assert await running == fake_tokens(PROMPT, TOKENS), "what the first has begun it ends"
+            await eventually(lambda: is_dead(first.router))
+            ends.set()
+            assert all([await client > 3 for client in clients])
+            assert await answer(address) == fake_tokens(PROMPT, 8)
+
+    run(scenario())
+
+
+def test_a_router_that_takes_over_from_nobody_shares_no_port(tmp_path):
+    async def scenario():
+        async with replicas_of(tmp_path, 1) as (start, _, [address]):
+            await start(2)
+            for takes_over in (True, False):
+                router = Router(RouterProcessConfig(listen=address, ranks="127.0.0.1:1", takes_over=takes_over))
+                if takes_over:
+                    assert await router.start() == address
+                else:
+                    with pytest.raises(ConfigError, match=f"listen is '{address}', which cannot be listened on"):
+                        await router.start()
+                await router.stop(0)
 
     run(scenario())
 

@@ -2,8 +2,8 @@
 
 usage: python -m tests.support.cluster_scenario DIRECTORY CONFIG [scales|headless]      in a network namespace
 
-With `scales` it gets load until it has grown, and then less until it has shrunk; then its pool is changed, and last its
-`baleen up` is killed. With `headless` Ray loses its head while a request runs.
+With `scales` it gets load until it has grown, and then less until it has shrunk; then its pool, weights, router and
+gateway are changed, and last its `baleen up` is killed. With `headless` Ray loses its head while a request runs.
 
 Prints one JSON object of what was seen; the test looks at it.
 """
@@ -143,12 +143,30 @@ class Scenario:
         lasting.set()
         answers += await client
         seen["all_alike"] = all(answer == alone for answer in answers)
-        larger = str(self._config.with_name("scales_larger.yaml"))
-        seen["apply"] = await asyncio.to_thread(self._baleen, "apply", "--config", larger, wait_s=300.0)
-        seen["ranks_applied"] = await asyncio.to_thread(self._ranks)
-        seen["groups"].append(await self._await_groups(1))
-        seen["answer_applied"] = await _generate(LONG) == alone
         seen["answers"] = len(answers)
+        await self._replace_weights(seen, alone)
+        seen["groups"].append(await self._await_groups(1))
+        seen["chat_applied"] = await asyncio.to_thread(_chat)
+
+    async def _replace_weights(self, seen: dict[str, Any], alone: dict[str, Any]) -> None:
+        """Weights of another directory, then the first ones again in that directory, while a client asks."""
+        ends = asyncio.Event()
+        client = asyncio.create_task(_generate_until(ends))
+        words = ("apply", "--config", str(self._config.with_name("scales_other.yaml")))
+        seen["apply"] = await asyncio.to_thread(self._baleen, *words, wait_s=300.0)
+        seen["ranks_applied"] = await asyncio.to_thread(self._ranks)
+        other = await _generate(LONG)
+        for path in (self._directory / "model").glob("*.safetensors"):
+            # as a new file: the old group may have the former one mapped
+            shutil.copy(path, new := self._directory / "other" / "new")
+            os.replace(new, new.with_name(path.name))
+        seen["apply_afresh"] = await asyncio.to_thread(self._baleen, *words, "--afresh", wait_s=300.0)
+        seen["ranks_afresh"] = await asyncio.to_thread(self._ranks)
+        ends.set()
+        answers = await client
+        seen["other_differs"] = other != alone
+        seen["answers_of"] = {"first": answers.count(alone), "other": answers.count(other), "all": len(answers)}
+        seen["answer_afresh"] = await _generate(LONG) == alone
 
     async def _update(self, seen: dict[str, Any]) -> None:
         """Other files while requests go on: what cannot be, then a pool changed and one more, then one fewer."""

@@ -12,11 +12,11 @@ from router.config import RouterProcessConfig
 from tests.support.processes import emit
 
 
-def router_replica(config: dict[str, Any], replicas: int, log_directory: str) -> None:
+def router_replica(config: dict[str, Any], replicas: int, log_directory: str, generation: int) -> None:
     """Emits address and process id of its router; SIGTERM tells it to go."""
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    replica = RouterReplica(from_dict(RouterProcessConfig, config), replicas, "default", log_directory)
+    replica = RouterReplica(from_dict(RouterProcessConfig, config), replicas, "default", log_directory, generation)
     assert replica._child is not None
     emit({"address": replica._child.address, "router": replica._child.pid})
     told.wait()

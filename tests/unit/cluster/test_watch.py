@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from baleen.errors import BaleenError, CheckpointError, ConfigError, HeadLost
+from cluster.head_calls import lost
 from cluster.service import ServiceState
 from cluster.watch import HEAD_LOST, Watch
 
@@ -87,7 +88,7 @@ def test_a_head_that_is_busy_for_a_while_is_waited_for():
 
 def test_a_head_that_vanishes_between_two_questions_ends_the_start_and_nothing_that_runs():
     def states():
-        raise HeadLost("host:1", 30.0)
+        raise lost("host:1")
 
     with pytest.raises(HeadLost):
         starting(itertools.repeat(True), states)
