@@ -15,8 +15,6 @@ from tests.support.tiny_checkpoint import make_tiny
 pytestmark = pytest.mark.slow
 
 TRIAL_S = 120.0
-CANCEL_S = 5.0
-"""A second is the aim; this many on a machine that does other things too."""
 
 CELLS = [
     ("prefill rank SIGKILL", "prefilling"),
@@ -70,7 +68,8 @@ def test_every_request_ends_as_without_the_fault(trial, name, phase):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_cancelled_request_frees_everything(trial, phase):
+def test_a_cancelled_request_frees_everything_and_no_deadline_has_to(trial, phase):
+    # how soon it is: benchmarks.fault_table
     result = trial("client cancel", phase)
     assert (result.failed, result.disturbed, result.leaked_blocks) == ([], [], 0)
-    assert phase == "draining" or result.recovery_s < CANCEL_S
+    assert result.expired == (None if phase == "draining" else 0)

@@ -30,6 +30,7 @@ from router.index import PrefixIndex
 from router.index import open_client as open_index_client
 from tests.support.fault_group import CLUSTER, READY_S, Changes, Group, Rank
 from tests.support.forked import ForkedProcess, router_program, start_fork_server
+from tests.support.scrape import scrape
 
 SESSION = {"open_s": 2.0, "probe_s": 0.25, "silence_s": 2.5, "unary_s": 2.0}
 RESERVE_S = 1.5
@@ -290,6 +291,11 @@ class FaultCluster:
     def is_at_rest(self) -> bool:
         """Every rank that is up reports that it holds nothing."""
         return all(rank.is_at_rest for rank in self.ranks)
+
+    async def num_expired(self) -> float:
+        """Reservations that only their own deadline has freed, in this life of each rank that is up."""
+        scrapes = await asyncio.gather(*(scrape(rank.metrics) for rank in self.ranks))
+        return sum(found.value("kv_reservations_expired_total") for found in scrapes)
 
     async def leases(self, count: int, timeout_s: float) -> float:
         """Wait until Redis knows so many ranks; returns when that was."""

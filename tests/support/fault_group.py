@@ -79,7 +79,7 @@ class Rank:
         self.group = group
         self.number = number
         self.name = f"{group.name}-{number}"
-        self.listen, self.takes = f"{host}:7001", f"{host}:7002"
+        self.listen, self.takes, self.metrics = (f"{host}:{port}" for port in (7001, 7002, 7005))
         self.door = FaultProxy(f"{host}:7003", self.listen)
         self.dock = FaultProxy(f"{host}:7004", self.takes)
         self.process: ForkedProcess | None = None
@@ -117,6 +117,7 @@ class Rank:
             "engine": {"max_chunk_tokens": 64, "max_batch_tokens": 256, "max_running": 8, "audit": "step"},
             "serve": {
                 "listen": self.listen,
+                "metrics_listen": self.metrics,
                 "advertise": self.door.address,
                 "transfer_listen": self.takes,
                 "transfer_advertise": self.dock.address,

@@ -24,7 +24,7 @@ TRANSFER_BYTES = 492_000
 
 @dataclass
 class Trial:
-    """What one trial came to. Seconds; None where it does not apply."""
+    """What one trial came to. Seconds; None where it does not apply. expired: reservations freed by deadline."""
 
     class_name: str
     phase: str
@@ -36,6 +36,7 @@ class Trial:
     recovery_s: float | None = None
     pause_s: float | None = None
     leaked_blocks: int = 0
+    expired: float | None = None
     missed: int = 0
     seconds: float = 0.0
 
@@ -259,6 +260,9 @@ async def _run(
     cluster: FaultCluster, reference: Reference, fault: FaultClass, calls: list[Call], trial: Trial, number: int
 ) -> None:
     victim = cluster.group(f"{fault.side}-0")
+    # ranks that are replaced count from the start
+    counts_expired = fault.cancels and trial.phase != "draining"
+    expired = await cluster.num_expired() if counts_expired else 0.0
     lives = {group.name: group.lives for group in cluster.groups}
     router_lives = {router.name: router.lives for router in cluster.routers}
     losses = {router.name: len(router.losses) for router in cluster.routers}
@@ -284,6 +288,8 @@ async def _run(
     except TimeoutError:
         trial.leaked_blocks = sum(rank.num_missing for rank in cluster.ranks)
         trial.disturbed += [f"{rank.name} reports {rank.load}" for rank in cluster.ranks if not rank.is_at_rest]
+    if counts_expired:
+        trial.expired = await cluster.num_expired() - expired
     if fault.name.startswith("Redis"):
         whole_at = await cluster.leases(len(cluster.ranks), 30.0)
     trial.disturbed += [
