@@ -302,7 +302,8 @@ class Attempt:
                 self._decode.forget(output.request_id)
                 del running[output.request_id]
             if delta.tells_usage:
-                delta = replace(delta, cached=self._record.usage.cached)
+                model = _info(self._decode).model_fingerprint
+                delta = replace(delta, cached=self._record.usage.cached, model=model)
             await self._emit(delta)
         if moves:
             raise RankFailed(_info(self._decode), output.detail or "the rank ended the request")

@@ -110,8 +110,8 @@ class Chooser:
 
     def predict(self, job: Job, held: Mapping[Incarnation, int], tokens_before: int) -> float:
         """Seconds to the first token if `tokens_before` prompt tokens are served first. Raises as `place`."""
-        query = self._query(job, len(job.prompt), held, turn=0)
-        snapshot, decision = self._decide(self._members.snapshot(), query, "")
+        query = self._query(job, job.num_tokens, held, turn=0)
+        snapshot, decision = self._decide(self._members.snapshot(), query, job.model)
         if not tokens_before:
             return decision.first_token_s
         ranks = [rank for rank in snapshot.ranks if rank.role != "decode"] or list(snapshot.ranks)
@@ -139,7 +139,7 @@ class Chooser:
             snapshot = Snapshot(tuple(rank for rank in snapshot.ranks if rank.incarnation not in excluded))
         query = self._query(job, num_tokens, held, turn=next(self._turns))
         begin = time.perf_counter()
-        snapshot, decision = self._decide(snapshot, query, model)
+        snapshot, decision = self._decide(snapshot, query, model or job.model)
         choice_s = time.perf_counter() - begin
         self.seconds.observe(choice_s)
         if needs_room and not decision.has_room:

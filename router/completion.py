@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from baleen.errors import BaleenError
+from collections.abc import Sequence
+
+from baleen.errors import BaleenError, InvalidRequest
 from baleen.reports import FinishReason, PromptLogprobs, RequestOutput, SampledToken
 from baleen.sampling import SamplingParams
 from baleen.text.completion import CompletionText, StopHit
@@ -28,6 +30,16 @@ class ClientCompletion:
         self.finish: FinishReason | None = None
         self.stopped_by_text = False
         self._text = text
+
+    def resume(self, token_ids: Sequence[int]) -> None:
+        """The client has these already, and their text. Raises InvalidRequest if a stop string ended it with them."""
+        hit = self._text.feed(token_ids).hit if self._text is not None else None
+        if hit is not None:
+            raise InvalidRequest(
+                f"the completion has ended: its token {hit.num_tokens} completes the stop string {hit.stop!r}",
+                field="num_delivered",
+            )
+        self.token_ids.extend(token_ids)
 
     def take(self, output: RequestOutput) -> Delta | None:
         """The news in `output` for the client, or None if there is none. What comes after the end is ignored.
@@ -82,9 +94,10 @@ class ClientPrompt:
     log-probabilities it lacks.
     """
 
-    def __init__(self, num_tokens: int, num_top: int | None) -> None:
+    def __init__(self, num_tokens: int, num_top: int | None, *, is_delivered: bool = False) -> None:
+        """is_delivered: the client has them all already."""
         self.num_top = num_top
-        self.next = 1
+        self.next = num_tokens if is_delivered else 1
         self._num_tokens = num_tokens
 
     @property

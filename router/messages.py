@@ -16,7 +16,8 @@ class Job:
     """One request of a client, validated. prompt: token ids. `deadline` is in seconds of the router's clock.
 
     sampling.seed is always set: a move to another rank must continue the same noise. first_token_within_s: refuse at
-    once if that cannot be met; None is the router's own limit.
+    once if that cannot be met; None is the router's own limit. delivered: output that the client has already, from
+    another router; then sampling.n is 1. model: fingerprint of the only one that will do, or empty.
     """
 
     request_id: RequestId
@@ -29,6 +30,13 @@ class Job:
     cache_salt: str = ""
     first_token_within_s: float | None = None
     traceparent: str = ""
+    delivered: tuple[int, ...] = ()
+    model: str = ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a rank must know before it makes the next one."""
+        return len(self.prompt) + len(self.delivered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,8 @@ class Delta:
     """New tokens of completion `index` for the client. text is None where none was asked for.
 
     num_output_tokens: all of this completion so far. cached: what of the prompt was found computed already. prompt:
-    news of the prompt, which all completions have; then nothing else.
+    news of the prompt, which all completions have; then nothing else. model: fingerprint of what gave the tokens, where
+    it tells usage.
     """
 
     index: int
@@ -61,6 +70,7 @@ class Delta:
     num_output_tokens: int = 0
     cached: CachedTokens = field(default_factory=CachedTokens)
     prompt: PromptLogprobs | None = None
+    model: str = ""
 
     @property
     def tells_usage(self) -> bool:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 CANCEL_LEAD_S = 0.02
 """How much earlier than here the deadline may pass in the gRPC library."""
 
+TOKENS_AT_ONCE = 1024
+"""Delivered tokens whose text is made before others get a turn: a millisecond or two."""
+
 RECHECK_S = 0.25
 """Longest time between two looks for a rank, when nothing says that one has come."""
 
@@ -164,7 +167,7 @@ class _Life:
         self._record = record
         self._spans = spans
         self._emit = emit
-        self._prompt = ClientPrompt(len(job.prompt), job.sampling.prompt_logprobs)
+        self._prompt = ClientPrompt(len(job.prompt), job.sampling.prompt_logprobs, is_delivered=bool(job.delivered))
         self._completions = new_completions(job.sampling, proxy._tokenizer, wants_text=job.wants_text)
         self._excluded: set[Incarnation] = set()
         self._died: dict[Incarnation, Epoch] = {}
@@ -178,6 +181,7 @@ class _Life:
         if (left := proxy._quarantine.remaining_s(digest)) > 0:
             raise PoisonRequest(f"ranks died on this request before; it is kept out for another {left:.0f} s")
         proxy._retries.earn()
+        await self._resume()
         admitted = await self._admit()
         try:
             await on_admitted()
@@ -197,21 +201,29 @@ class _Life:
             finally:
                 proxy._chooser.settle(chosen)
 
+    async def _resume(self) -> None:
+        """Take what the client has already."""
+        delivered = self._job.delivered
+        for start in range(0, len(delivered), TOKENS_AT_ONCE):
+            self._completions[0].resume(delivered[start : start + TOKENS_AT_ONCE])
+            await asyncio.sleep(0)
+
     async def _admit(self) -> Placement:
         """Wait in the queue for ranks with room."""
         proxy, job = self._proxy, self._job
         self._record.enter("queued", proxy._clock.now())
-        held = await self._look_up(job.prompt)
+        held = await self._look_up((*job.prompt, *job.delivered))
         return await proxy._admission.admit(
             Applicant(
                 request_id=job.request_id,
                 tenant=job.tenant,
-                num_tokens=len(job.prompt),
+                num_tokens=job.num_tokens,
                 deadline=job.deadline,
-                place=lambda: proxy._chooser.place(job, len(job.prompt), held),
+                place=lambda: proxy._chooser.place(job, job.num_tokens, held),
                 undo=proxy._chooser.settle,
                 predict=lambda tokens_before: proxy._chooser.predict(job, held, tokens_before),
-                slo_s=job.first_token_within_s,
+                # whoever has tokens has no first one to wait for: it is served until its deadline
+                slo_s=0.0 if job.delivered else job.first_token_within_s,
             )
         )
 

@@ -13,7 +13,7 @@ import grpc
 from baleen.clock import Clock
 from baleen.errors import AlreadyRunning, BaleenError, InvalidRequest, UnknownName
 from baleen.ids import RequestId, new_request_id
-from baleen.sampling import MAX_SEED
+from baleen.sampling import MAX_SEED, SamplingParams
 from baleen.telemetry import Log
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -153,6 +153,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _job(self, request: inference_pb2.GenerateRequest, terms: Terms) -> Job:
         self._check_model(request.model)
         sampling = sampling_from_proto(request.sampling)
+        token_ids = await self._prompt(request)
+        num_delivered = request.num_delivered
+        if num_delivered:
+            require_continuable(request, sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         if sampling.stop and self._tokenizer is None:
@@ -161,7 +165,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         tenant = terms.tenant
         return Job(
             request_id=RequestId(request.request_id) if request.request_id else new_request_id(),
-            prompt=await self._prompt(request),
+            prompt=token_ids[: len(token_ids) - num_delivered],
             sampling=sampling,
             deadline=self._clock.now() + min(self._max_deadline_s, remaining_s),
             wants_text=self._tokenizer is not None and not request.omit_text,
@@ -171,6 +175,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             cache_salt=f"{len(tenant)}:{tenant}:{request.cache_salt}" if tenant or request.cache_salt else "",
             first_token_within_s=request.first_token_within_s if request.HasField("first_token_within_s") else None,
             traceparent=terms.traceparent,
+            delivered=token_ids[len(token_ids) - num_delivered :],
+            model=request.fingerprint,
         )
 
     async def _prompt(self, request: inference_pb2.GenerateRequest) -> tuple[int, ...]:
@@ -242,6 +248,24 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         return explanation_to_proto(record, self._explainer, self._members)
 
 
+def require_continuable(request: inference_pb2.GenerateRequest, sampling: SamplingParams) -> None:
+    """Raise InvalidRequest unless a completion can go on after `num_delivered` of the request's tokens."""
+    num_delivered, num_tokens = request.num_delivered, len(request.token_ids.ids)
+    problem = ""
+    if not request.HasField("token_ids"):
+        problem = "the prompt is text: what was delivered is known by its token_ids"
+    elif num_delivered >= num_tokens:
+        problem = f"token_ids has {num_tokens} tokens, and at least one of them is the prompt"
+    elif sampling.n != 1:
+        problem = f"n is {sampling.n}, and each completion is continued alone"
+    elif num_delivered >= sampling.max_tokens:
+        problem = f"max_tokens is {sampling.max_tokens}: the completion has ended"
+    elif sampling.seed is None and not sampling.greedy:
+        problem = "seed is absent, without which nothing sampled can be continued"
+    if problem:
+        raise InvalidRequest(f"num_delivered is {num_delivered}, but {problem}", field="num_delivered")
+
+
 def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
     """What is new of one completion, or of the prompt; usage goes with the beginning and the end of a completion."""
     if delta.prompt is not None:
@@ -264,4 +288,5 @@ def delta_to_proto(delta: Delta, num_prompt_tokens: int) -> inference_pb2.Delta:
             cached_tokens_fetched=delta.cached.fetched,
         )
         message.usage.CopyFrom(usage)
+        message.fingerprint = delta.model
     return message

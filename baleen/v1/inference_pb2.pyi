@@ -58,6 +58,8 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_WITHIN_S_FIELD_NUMBER: _builtins.int
     OMIT_TEXT_FIELD_NUMBER: _builtins.int
+    NUM_DELIVERED_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique among what runs; empty lets the server choose."""
     model: _builtins.str
@@ -72,6 +74,15 @@ class GenerateRequest(_message.Message):
     """Refuse at once if the first token cannot come within this many seconds. Absent: the server's own limit."""
     omit_text: _builtins.bool
     """Leave the text of deltas empty: the client wants token ids only."""
+    num_delivered: _builtins.int
+    """Tokens at the end of token_ids that are output already. So a client goes on with a completion whose router was lost,
+    at any router: with the prompt and the tokens that it has, n 1, the same sampling with a seed, unless it is greedy, the
+    same salt, and a new request_id. Of several completions each has a seed of its own (docs/operations.md). Tokens,
+    text and log-probabilities begin where those of these tokens ended; max_tokens, min_tokens and usage count them as
+    output. Log-probabilities of the prompt are taken as delivered.
+    """
+    fingerprint: _builtins.str
+    """As in Delta: only this model will do. Empty: any that is served."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Tokens, taken as they are."""
@@ -92,10 +103,12 @@ class GenerateRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         first_token_within_s: _builtins.float | None = ...,
         omit_text: _builtins.bool = ...,
+        num_delivered: _builtins.int = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_token_within_s", b"_first_token_within_s", "first_token_within_s", b"first_token_within_s", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_within_s", b"_first_token_within_s", "cache_salt", b"cache_salt", "first_token_within_s", b"first_token_within_s", "model", b"model", "omit_text", b"omit_text", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_token_within_s", b"_first_token_within_s", "cache_salt", b"cache_salt", "fingerprint", b"fingerprint", "first_token_within_s", b"first_token_within_s", "model", b"model", "num_delivered", b"num_delivered", "omit_text", b"omit_text", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_token_within_s: _TypeAlias = _typing.Literal["first_token_within_s"]  # noqa: Y015
     _WhichOneofArgType__first_token_within_s: _TypeAlias = _typing.Literal["_first_token_within_s", b"_first_token_within_s"]  # noqa: Y015
@@ -176,6 +189,7 @@ class Delta(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Which completion, 0 to n - 1."""
     text: _builtins.str
@@ -184,6 +198,8 @@ class Delta(_message.Message):
     """Set in the last delta of a completion, and only there."""
     detail: _builtins.str
     """Why it ended, where it is no ordinary end."""
+    fingerprint: _builtins.str
+    """With usage: as in Model, of the weights that gave these tokens. While weights are replaced there are two."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New tokens."""
@@ -213,10 +229,11 @@ class Delta(_message.Message):
         detail: _builtins.str = ...,
         usage: _common_pb2.Usage | None = ...,
         prompt_logprobs: _common_pb2.PromptLogprobs | None = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_logprobs", b"prompt_logprobs", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "fingerprint", b"fingerprint", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "text", b"text", "token_ids", b"token_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
