@@ -270,7 +270,7 @@ async def measure(
 
     async def framed(requests: int, concurrency: int, tokens: int) -> None:
         async def once() -> None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
             writer.write(f"{tokens} {options.gap_ms}".encode())
             await reader.readuntil(b"end\n")
             writer.close()

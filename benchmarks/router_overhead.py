@@ -1,12 +1,14 @@
 """What a router adds to calling a rank directly: prints one JSON object.
 
     python -m benchmarks.router_overhead [--requests 200] [--prompt 192] [--tokens 128] [--concurrency 1,16]
-        [--rates 50,200,1000] [--paced-s 5]
+        [--step-ms 0] [--rates 50,200,1000] [--paced-s 5]
 
 The rank is a FakeRank in a process of its own, the router (uvloop, as `baleen up` runs it) in another, the client here;
-all over gRPC on loopback. `direct` is a client that keeps one session to the rank, as a router does. Times are seen by
-the client. added_ms: difference of the medians. CPU is that of the router process alone, user and system; per request
-and per token by the difference between requests of 1 token and of --tokens.
+all over gRPC on loopback. `router` is a client that makes a call for each request, `many` one that has all of them on
+one stream, as a gateway does; `direct` one that keeps a session to the rank, as a router does. --step-ms: between two
+steps of the rank, each of which has a token for every request; 0: as fast as it can. Times are seen by the client.
+added_ms: difference of the medians of `router` and `direct`. CPU is that of the router process alone, user and system;
+per request and per token by the difference between requests of 1 token and of --tokens.
 
 paced: requests of 1 token are sent at moments fixed beforehand, --rates of them a second, whatever became of those
 before; times are from the intended moment to the first token. late: the client itself was late by so much, at the p99.
@@ -35,6 +37,7 @@ from baleen.telemetry import Log
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
 from router.config import RouterProcessConfig
+from router.gateway.line import Line
 from router.main import Router
 from router.members import Members
 from router.messages import Mailbox, RankSubmission
@@ -48,13 +51,14 @@ Once = Callable[[list[int], int], Awaitable[tuple[float, float]]]
 """Sends one prompt; seconds to the first token and to the end."""
 
 
-def rank_process(pipe: Connection) -> None:
+def rank_process(pipe: Connection, step_s: float) -> None:
     """A fake rank until the pipe says something."""
 
     async def serve() -> None:
         async with FakeRank() as rank:
             rank.free_blocks = rank.info.num_blocks = 1 << 20
             rank.info.max_running = 1 << 20
+            rank.token_delay_s = step_s
             pipe.send(rank.info.address)
             await asyncio.to_thread(pipe.recv)
 
@@ -75,13 +79,10 @@ def router_process(pipe: Connection, address: str) -> None:
 
 
 def through_router(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> Once:
-    """Requests as a client of the router makes them."""
+    """Requests as calls of the router."""
 
     async def once(prompt: list[int], max_tokens: int) -> tuple[float, float]:
-        message = inference_pb2.GenerateRequest(
-            sampling=common_pb2.SamplingParams(max_tokens=max_tokens, temperature=0.0), omit_text=True
-        )
-        message.token_ids.ids.extend(prompt)
+        message = _request(prompt, max_tokens)
         begin, first = time.perf_counter(), 0.0
         async for response in stub.Generate(message):
             if not first and response.WhichOneof("event") == "delta":
@@ -89,6 +90,25 @@ def through_router(stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> Once:
         return first - begin, time.perf_counter() - begin
 
     return once
+
+
+def on_one_stream(line: Line) -> Once:
+    """Requests as a gateway makes them."""
+
+    async def once(prompt: list[int], max_tokens: int) -> tuple[float, float]:
+        begin, first = time.perf_counter(), 0.0
+        strand = line.start(_request(prompt, max_tokens), tenant="", traceparent="", deadline_s=LONG_S)
+        while await strand.deltas():
+            first = first or time.perf_counter()
+        return first - begin, time.perf_counter() - begin
+
+    return once
+
+
+def _request(prompt: list[int], max_tokens: int) -> inference_pb2.GenerateRequest:
+    sampling = common_pb2.SamplingParams(max_tokens=max_tokens, temperature=0.0)
+    token_ids = inference_pb2.TokenIds(ids=prompt)
+    return inference_pb2.GenerateRequest(token_ids=token_ids, sampling=sampling, omit_text=True)
 
 
 def to_rank(session: RankSession) -> Once:
@@ -188,41 +208,44 @@ async def measure(options: argparse.Namespace, rank: str, router: str, pipe: Con
         await sessions.change(0.1)
     (session,) = sessions.open.values()
     channel = open_channel(router)
-    ways = {"router": through_router(inference_pb2_grpc.InferenceServiceStub(channel)), "direct": to_rank(session)}
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    line = Line(stub)
+    ways = {"router": through_router(stub), "many": on_one_stream(line), "direct": to_rank(session)}
     cells: dict[str, Any] = {}
     for concurrency in map(int, options.concurrency.split(",")):
         shape = {"requests": options.requests, "prompt_tokens": options.prompt, "concurrency": concurrency}
         cell: dict[str, Any] = {}
-        used: dict[int, float] = {}
+        used: dict[tuple[str, int], float] = {}
         for max_tokens in (1, options.tokens):
             for name, once in ways.items():
                 warm = {**shape, "requests": max(concurrency, 10)}
                 await load(once, max_tokens=max_tokens, **warm)
                 before = cpu()
                 cell[f"{name}_{max_tokens}"] = await load(once, max_tokens=max_tokens, **shape)
-                if name == "router":
-                    used[max_tokens] = (cpu() - before) / options.requests
+                used[name, max_tokens] = (cpu() - before) / options.requests
             added = (
                 cell[f"router_{max_tokens}"]["first_token_ms_p50"] - cell[f"direct_{max_tokens}"]["first_token_ms_p50"]
             )
             cell[f"added_first_token_ms_{max_tokens}"] = round(added, 3)
-        per_token = (used[options.tokens] - used[1]) / (options.tokens - 1)
-        cell["router_cpu_us_per_token"] = round(1e6 * per_token, 1)
-        cell["router_cpu_us_per_request"] = round(1e6 * (used[1] - per_token), 1)
+        for name in ("router", "many"):
+            per_token = (used[name, options.tokens] - used[name, 1]) / (options.tokens - 1)
+            cell[f"{name}_cpu_us_per_token"] = round(1e6 * per_token, 1)
+            cell[f"{name}_cpu_us_per_request"] = round(1e6 * (used[name, 1] - per_token), 1)
         cells[f"concurrency_{concurrency}"] = cell
     for rate in map(float, filter(None, options.rates.split(","))):
         cell = {}
         for name, once in ways.items():
             before, begin = cpu(), time.perf_counter()
             cell[name] = await paced(once, rate=rate, seconds=options.paced_s, prompt_tokens=options.prompt)
-            if name == "router":
+            if name != "direct":
                 used_s = cpu() - before
-                cell["router_cpu_us_per_request"] = round(1e6 * used_s / round(rate * options.paced_s), 1)
-                cell["router_cpu_share"] = round(used_s / (time.perf_counter() - begin), 3)
+                cell[f"{name}_cpu_us_per_request"] = round(1e6 * used_s / round(rate * options.paced_s), 1)
+                cell[f"{name}_cpu_share"] = round(used_s / (time.perf_counter() - begin), 3)
         for cut in ("p50", "p99"):
             times = [cell[name][f"first_token_ms_{cut}"] for name in ("router", "direct")]
             cell[f"added_ms_{cut}"] = round(times[0] - times[1], 3)
         cells[f"paced_{rate:g}_per_s"] = cell
+    await line.close()
     await channel.close(None)
     await sessions.close()
     return cells
@@ -235,13 +258,14 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--concurrency", default="1,16")
+    parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--rates", default="50,200,1000")
     parser.add_argument("--paced-s", type=float, default=5.0)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rank_pipe, rank_end = context.Pipe()
     router_pipe, router_end = context.Pipe()
-    rank = context.Process(target=rank_process, args=(rank_end,), daemon=True)
+    rank = context.Process(target=rank_process, args=(rank_end, options.step_ms / 1e3), daemon=True)
     rank.start()
     rank_address = rank_pipe.recv()
     router = context.Process(target=router_process, args=(router_end, rank_address), daemon=True)

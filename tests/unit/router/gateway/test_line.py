@@ -1,6 +1,8 @@
 """The line to the router at the gateway's end: who gets which news, who waits, and what an end of the stream means."""
 
 import asyncio
+import gc
+import weakref
 
 import grpc.aio
 import pytest
@@ -263,5 +265,11 @@ def test_news_of_a_request_that_was_given_up_are_dropped():
         call.tell((0, ADMITTED), (0, delta(1)), (1, ADMITTED), (1, delta(2)))
         assert ids(await other.deltas()) == [2]
         assert await given_up.deltas() == []
+        call.tell((1, {"finished": inference_pb2.Finished()}))
+        assert await other.deltas() == []
+        kept = [weakref.ref(given_up), weakref.ref(other)]
+        del given_up, other
+        gc.collect()
+        assert [one() for one in kept] == [None, None], "nothing of them stays behind"
 
     run(scenario)
