@@ -3,6 +3,7 @@ memory: prints one JSON object.
 
 usage: python -m benchmarks.gateway_overhead [--requests 400] [--tokens 128] [--concurrency 16] [--gap-ms 20]
            [--rounds 3] [--ranks 1] [--held 1000] [--held-s 60] [--resumable]
+           [--resume-mib 256]
 
 The router here is a server that was given its answers beforehand. Its requests are shared out among --ranks, each of
 which has a token every --gap-ms for all of its own at the same time, as busy ranks have. `gateway` is a whole gateway
@@ -14,7 +15,8 @@ alone, user and system: per token by the difference between requests of 1 token 
 left. Rounds of all take turns.
 
 held: so many streams at the same time, each with a token a second; resident memory of the gateway over that time, once
-all of them have begun. --resumable: the streams are such that a client may come back to.
+all of them have begun. --resumable: the streams are such that a client may come back to; --resume-mib: what all of them
+keep at most, as in the cluster file.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ async def _answer(pipe: Connection, do: Callable[[Any], Awaitable[Any]] | None =
         pipe.send(time.process_time() if asked == "cpu" else await do(asked) if do is not None else None)
 
 
-def gateway_process(pipe: Connection, folder: str, router: str) -> None:
+def gateway_process(pipe: Connection, folder: str, router: str, resume_mib: int) -> None:
     """A gateway with keys and a ledger, as `baleen up` runs it."""
 
     async def serve() -> None:
@@ -72,7 +74,7 @@ def gateway_process(pipe: Connection, folder: str, router: str) -> None:
             model=folder,
             model_name="baleen",
             accounts=f"{folder}/accounts.db",
-            settings=GatewayConfig(keys=KeysConfig(mode="required"), prices=PRICES),
+            settings=GatewayConfig(keys=KeysConfig(mode="required"), prices=PRICES, resume_mib=resume_mib),
             drain_timeout_s=1.0,
         )
         gateway = Gateway(config, log=Log("info", write=lambda line: None))
@@ -320,6 +322,7 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=1000)
     parser.add_argument("--held-s", type=int, default=60)
     parser.add_argument("--resumable", action="store_true")
+    parser.add_argument("--resume-mib", type=int, default=256)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -337,7 +340,7 @@ def main() -> None:
             return here
 
         router_address = start(router_process, tokenizer.encode("the").ids[:1], options.ranks).recv()
-        gateway = start(gateway_process, folder, router_address)
+        gateway = start(gateway_process, folder, router_address, options.resume_mib)
         http = Http(gateway.recv(), key, resumable=options.resumable)
         prompt = tokenizer.encode(PROMPT).ids
         callers = {name: start(caller_process, router_address, prompt, name == "many") for name in ("many", "direct")}

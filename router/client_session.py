@@ -84,7 +84,7 @@ class ClientSession:
             await asyncio.gather(reading, *self._tasks, return_exceptions=True)
 
     def leave(self) -> None:
-        """Say that no new requests are taken, and end after the last of those that run."""
+        """Say that new requests belong elsewhere, and end after the last of those that came."""
         self._outbox.say_leaving()
         self._take_no_more()
 

@@ -402,7 +402,9 @@ class GenerateManyResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     leaving: _builtins.bool
-    """The router leaves: requests that are started on this stream from now on are refused."""
+    """The router leaves: new requests belong on a new stream. This one ends after the last request that was read from it;
+    one of which nothing was said until then was not begun.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """In the order in which it happened."""

@@ -27,6 +27,9 @@ _FEW = 4
 _LEAD_S = 0.1
 """How much earlier than here a deadline passes at the router, whose word says more."""
 
+_MOST_STREAMS = 4
+"""Streams on which one request is begun, where routers leave before they have read it."""
+
 
 class Line:
     """To one router, for one event loop."""
@@ -40,43 +43,46 @@ class Line:
         self, request: inference_pb2.GenerateRequest, *, tenant: str, traceparent: str, deadline_s: float
     ) -> Strand:
         """Begin a request. Whoever has the result must close it."""
-        session = self._session
-        if session is None or not session.takes_more:
-            session = self._session = _Session(self._stub, self._sessions.discard)
-            self._sessions.add(session)
-        return session.start(
-            inference_pb2.Start(
-                request=request,
-                tenant=tenant,
-                traceparent=traceparent,
-                remaining_s=deadline_s - min(_LEAD_S, deadline_s / 10),
-            ),
-            deadline_s,
+        strand = Strand(
+            inference_pb2.Start(request=request, tenant=tenant, traceparent=traceparent), deadline_s=deadline_s
         )
+        self._begin(strand)
+        return strand
 
     async def close(self) -> None:
         """End it, and whatever is running on it."""
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
 
+    def _begin(self, strand: Strand) -> None:
+        session = self._session
+        if session is None or not session.takes_more:
+            session = self._session = _Session(self._stub, self._begin, self._sessions.discard)
+            self._sessions.add(session)
+        session.begin(strand)
+
 
 class _Session:
     """One stream, from its opening to its loss."""
 
-    def __init__(self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, on_end: Callable[[_Session], None]) -> None:
+    def __init__(
+        self,
+        stub: inference_pb2_grpc.InferenceServiceAsyncStub,
+        begin_again: Callable[[Strand], None],
+        on_end: Callable[[_Session], None],
+    ) -> None:
         self.takes_more = True
+        self._begin_again = begin_again
         self._strands: dict[int, Strand] = {}
         self._numbers = itertools.count()
         self._outbox: asyncio.Queue[inference_pb2.GenerateManyRequest | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._follow(stub), name="line to the router")
         self._task.add_done_callback(lambda _: on_end(self))
 
-    def start(self, start: inference_pb2.Start, deadline_s: float) -> Strand:
-        start.number = next(self._numbers)
-        strand = Strand(start.number, self)
-        strand.timer = asyncio.get_running_loop().call_later(deadline_s, strand.expire)
-        self._strands[start.number] = strand
-        self.say(inference_pb2.GenerateManyRequest(start=start))
-        return strand
+    def begin(self, strand: Strand) -> None:
+        """Ask the router for a request."""
+        number = next(self._numbers)
+        self._strands[number] = strand
+        self.say(inference_pb2.GenerateManyRequest(start=strand.begin(self, number)))
 
     def say(self, message: inference_pb2.GenerateManyRequest) -> None:
         """Have a message written."""
@@ -93,11 +99,13 @@ class _Session:
 
     async def _follow(self, stub: inference_pb2_grpc.InferenceServiceAsyncStub) -> None:
         cause = BaleenError("the stream to the router ended by a fault of the gateway")
+        has_left = False
         call = stub.GenerateMany(self._outgoing())
         try:
             while isinstance(message := await call.read(), inference_pb2.GenerateManyResponse):
                 self._take(message)
             cause = NotReady("the router has left")
+            has_left = True
         except grpc.aio.AioRpcError as error:
             cause = error_from_rpc(error)
         except DecodeError as error:
@@ -107,7 +115,11 @@ class _Session:
             self._outbox.put_nowait(None)
             strands, self._strands = self._strands, {}
             for strand in strands.values():
-                strand.end(cause)
+                # a router that leaves ends its stream after all that it has read
+                if has_left and strand.may_begin_again:
+                    self._begin_again(strand)
+                else:
+                    strand.end(cause)
             call.cancel()
 
     def _take(self, message: inference_pb2.GenerateManyResponse) -> None:
@@ -135,11 +147,15 @@ class _Session:
 class Strand:
     """One request, from its start to `close`. One reader."""
 
-    timer: asyncio.TimerHandle
+    _session: _Session
+    _number: int
 
-    def __init__(self, number: int, session: _Session) -> None:
-        self._number = number
-        self._session = session
+    def __init__(self, start: inference_pb2.Start, *, deadline_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._start: inference_pb2.Start | None = start
+        self._num_streams = 0
+        self._deadline = loop.time() + deadline_s
+        self._timer = loop.call_later(deadline_s, self._expire)
         self._deltas: list[inference_pb2.Delta] = []
         self._is_admitted = False
         self._is_paused = False
@@ -175,9 +191,25 @@ class Strand:
             self._say(cancel=inference_pb2.Cancel(number=self._number))
             self.end(None)
 
+    @property
+    def may_begin_again(self) -> bool:
+        """Whether it can be begun on another stream, if the router has not read it on this one."""
+        return self._start is not None and self._num_streams < _MOST_STREAMS
+
+    def begin(self, session: _Session, number: int) -> inference_pb2.Start:
+        """What asks for it on a stream."""
+        assert self._start is not None, "it was admitted before"
+        self._session, self._number = session, number
+        self._num_streams += 1
+        left_s = self._deadline - asyncio.get_running_loop().time()
+        self._start.number = number
+        self._start.remaining_s = left_s - min(_LEAD_S, left_s / 10)
+        return self._start
+
     def admit(self) -> None:
         """The router took it."""
         self._is_admitted = True
+        self._start = None
         self._wake()
 
     def put(self, delta: inference_pb2.Delta) -> None:
@@ -198,11 +230,10 @@ class Strand:
         """Nothing more comes."""
         self._has_ended = True
         self._failure = failure
-        self.timer.cancel()
+        self._timer.cancel()
         self._wake()
 
-    def expire(self) -> None:
-        """The deadline has passed, and the router did not say so."""
+    def _expire(self) -> None:
         if not self._has_ended:
             self.close()
             self._failure = DeadlineExceeded("the deadline passed, and the router did not say so")

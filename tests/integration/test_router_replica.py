@@ -14,6 +14,7 @@ from baleen.errors import ConfigError
 from baleen.v1 import inference_pb2_grpc
 from baleen.wire.channel import open_channel
 from router.config import RouterProcessConfig
+from router.gateway.line import Line
 from router.main import Router
 from tests.support.fake_rank import FakeRank, fake_tokens
 from tests.support.processes import Child, nursery
@@ -132,7 +133,22 @@ def test_the_next_generation_takes_over_while_requests_come_and_none_is_lost(tmp
                     count += 1
                 return count
 
-            clients = [asyncio.create_task(client()) for _ in range(3)]
+            async def gateway() -> int:
+                count = 0
+                async with open_channel(address) as channel:
+                    line = Line(inference_pb2_grpc.InferenceServiceStub(channel))
+                    while not ends.is_set():
+                        # one stream for all of them, for as long as it lasts
+                        strand = line.start(request(PROMPT, max_tokens=2), tenant="", traceparent="", deadline_s=60.0)
+                        told = []
+                        while deltas := await strand.deltas():
+                            told += [token for delta in deltas for token in delta.token_ids]
+                        assert told == fake_tokens(PROMPT, 2)
+                        count += 1
+                    await line.close()
+                return count
+
+            clients = [asyncio.create_task(talk()) for talk in (client, client, gateway, gateway)]
             await eventually(lambda: rank.num_tokens >= 2)
             second = await start(2)
             assert second.address == first.address

@@ -207,8 +207,7 @@ def test_a_deadline_passes_here_where_the_router_does_not_say_so():
     run(scenario)
 
 
-@pytest.mark.parametrize("end", [BROKEN, grpc.aio.EOF], ids=["broken", "ended"])
-def test_a_stream_that_ends_fails_what_runs_and_the_next_request_opens_another(end):
+def test_a_stream_that_breaks_fails_what_runs_and_the_next_request_opens_another():
     async def scenario(line, router):
         asked, admitted, begun = start(line), start(line), start(line)
         await settle()
@@ -217,13 +216,13 @@ def test_a_stream_that_ends_fails_what_runs_and_the_next_request_opens_another(e
         await begun.admitted()
         waits = asyncio.create_task(admitted.deltas())
         await settle()
-        call.end(end)
+        call.end(BROKEN)
         with pytest.raises(NotReady):
             await asked.admitted()
         with pytest.raises(NotReady):
             await waits
         assert ids(await begun.deltas()) == [1]
-        with pytest.raises(NotReady, match="Socket closed" if end is BROKEN else "has left"):
+        with pytest.raises(NotReady, match="Socket closed"):
             await begun.deltas()
         assert call.cancelled
         again = start(line)
@@ -231,6 +230,44 @@ def test_a_stream_that_ends_fails_what_runs_and_the_next_request_opens_another(e
         assert len(router.calls) == 2
         router.calls[1].tell((0, ADMITTED), (0, delta(9)))
         assert ids(await again.deltas()) == [9]
+
+    run(scenario)
+
+
+def test_what_a_router_had_not_read_when_it_left_is_begun_on_another_stream():
+    async def scenario(line, router):
+        asked, admitted, closed = start(line, "asked", tenant="acme", deadline_s=100.0), start(line), start(line)
+        await settle()
+        router.calls[0].tell((1, ADMITTED), leaving=True)
+        closed.close()
+        await settle()
+        router.calls[0].end()
+        with pytest.raises(NotReady, match="has left"):
+            await admitted.deltas()
+        await settle()
+        [again] = router.calls[1].said
+        assert (again.start.number, again.start.request.request_id, again.start.tenant) == (0, "asked", "acme")
+        assert 90 < again.start.remaining_s < 100
+        router.calls[1].tell((0, ADMITTED), (0, delta(9)))
+        assert ids(await asked.deltas()) == [9]
+        asked.close()
+        await settle()
+        assert router.calls[1].said[-1].cancel.number == 0 and router.calls[1].kinds == ["start", "cancel"]
+
+    run(scenario)
+
+
+def test_routers_that_leave_again_and_again_are_no_answer():
+    async def scenario(line, router):
+        asked = start(line)
+        for number in range(4):
+            await settle()
+            assert len(router.calls) == number + 1
+            router.calls[number].end()
+        with pytest.raises(NotReady, match="has left"):
+            await asked.admitted()
+        await settle()
+        assert len(router.calls) == 4
 
     run(scenario)
 
