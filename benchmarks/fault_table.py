@@ -5,9 +5,9 @@
 
 Two prefill and two decode groups (EP 2 and EP 1 each), two routers and a Valkey, each a process of its own, without
 Ray: a supervisor here replaces what has ended. In each trial requests of all kinds are in flight (greedy, seeded,
-n = 2, a stop text, log-probabilities) when one fault comes in one phase. Afterwards every request must have ended
-once, within its deadline, with the tokens, texts and ends of the fault-free run; every rank must report that it holds
-no block for anybody; no other group may have ended; and what ended must be back.
+n = 2, a stop text, log-probabilities, in a form) when one fault comes in one phase. Afterwards every request must have
+ended once, within its deadline, with the tokens, texts and ends of the fault-free run; every rank must report that it
+holds no block for anybody; no other group may have ended; and what ended must be back.
 
 The next trial is always one of a cell that has the fewest. The first file of --json is written now and then; trials
 that stand in it count, so that a run can be continued. Other files are only read, for the table.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ PROMPT_TOKENS = 193
 NUM_TOKENS = 32
 DEADLINE_S = 40.0
 LOGPROB_TOLERANCE = 1e-4
+
+
+FORM = common_pb2.Constraint(kind=common_pb2.CONSTRAINT_KIND_REGEX, text="([a-z]{3}[0-9]{2} ){40}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ KINDS = [
     Kind("two completions", {"temperature": 0.9, "seed": 11, "n": 2}),
     Kind("stop string", {"temperature": 1.0, "seed": 23}),
     Kind("log-probabilities", {"temperature": 0.0, "logprobs": 2}),
+    # longer than an answer is
+    Kind("in a form", {"temperature": 1.0, "seed": 31, "constraint": FORM}),
 ]
 
 Expected = dict[int, tuple[Any, ...]]
@@ -231,6 +237,8 @@ async def take_reference(cluster: FaultCluster) -> Reference:
             assert call.task is not None
             await call.task
             assert call.answer.finish == {0: common_pb2.FINISH_REASON_STOP}, call.answer
+        if call.kind.name == "in a form":
+            assert re.match("([a-z]{3}[0-9]{2} ){5}", call.answer.text[0]), call.answer
         if call.kind.name == "log-probabilities":
             scores = logprobs(call.answer)
         answers[call.kind.name] = summary(call.answer)

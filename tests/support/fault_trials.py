@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from loadtest.fault_proxy import Fault, Kind
-from tests.support.fault_calls import DEADLINE_S, Call, Reference, new_calls
+from tests.support.fault_calls import DEADLINE_S, KINDS, Call, Reference, new_calls
 from tests.support.fault_cluster import FaultCluster, RedisServer
 from tests.support.fault_group import Group, Rank
 from tests.support.fault_phases import PHASES, Missed, Probe, let_go, prepare, reach, story_of
@@ -241,7 +241,7 @@ async def run_trial(
         await cluster.changes.until(cluster.is_at_rest, REST_S, "the ranks are at rest before the trial")
         trial = Trial(fault.name, phase, missed=missed)
         name = f"{fault.name.replace(' ', '-')}-{phase}-{number}-{missed}-{time.monotonic_ns() % 1_000_000}"
-        calls = new_calls(9 if phase == "queued" else 5, name, cluster, reference)
+        calls = new_calls(9 if phase == "queued" else len(KINDS), name, cluster, reference)
         try:
             await _run(cluster, reference, fault, calls, trial, number)
             trial.seconds = time.monotonic() - begin
