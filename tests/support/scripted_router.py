@@ -27,8 +27,9 @@ Reply = Callable[[str], str | BaleenError | None]
 class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
     """Usable as an async context manager; `address` is set inside.
 
-    prompts: texts that came. requests: as they came. cancelled: requests that were. hold_after: tokens
-    after which an answer waits for `go`. fail_after: tokens after which an answer fails, for `fail_reason`.
+    prompts: texts that came. requests: as they came. cancelled: requests that were. num_deltas: that were taken.
+    hold_after: tokens after which an answer waits for `go`. fail_after: tokens after which an answer fails, for
+    `fail_reason`.
     """
 
     def __init__(self, tokenizer: Tokenizer, reply: Reply) -> None:
@@ -37,6 +38,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
         self.prompts: list[str] = []
         self.requests: list[inference_pb2.GenerateRequest] = []
         self.cancelled: list[str] = []
+        self.num_deltas = 0
         self.hold_after: int | None = None
         self.fail_after: int | None = None
         self.fail_reason = common_pb2.FINISH_REASON_FAILED
@@ -90,6 +92,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServiceServicer):
             async for delta in self._deltas(request, self._tokenizer.encode(reply)):
                 delta.index = index
                 await outlet.delta(delta)
+                self.num_deltas += 1
 
     async def _deltas(self, request: inference_pb2.GenerateRequest, token_ids: list[int]) -> Any:
         sampling = request.sampling
