@@ -23,6 +23,8 @@ TILES = (
 )
 WANTED_PROGRAMS = 264
 """Two for each of the 132 multiprocessors of an H200: one loads while the other multiplies."""
+ROW_GROUP = 8
+"""Tiles of rows that share what they read of w."""
 LEAST_BLOCKS = 4
 """Blocks of 128 columns under which a share of K is not worth a program."""
 
@@ -30,12 +32,18 @@ LEAST_BLOCKS = 4
 @triton.jit
 def product_kernel(
     x, x_scales, w, w_scales, y, num_rows, num_columns, width, x_row, blocks_per_share,
-    SHARES: tl.constexpr, SWAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    SHARES: tl.constexpr, GROUP: tl.constexpr,
+    SWAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile and share of the columns; with SHARES, y is float32 [shares, M, N]."""
-    n_first = tl.program_id(0) * BN
+    """One program a tile and share of the columns; with SHARES, y is float32 [shares, M, N].
+
+    Programs that run together have GROUP tiles of rows and a few of columns, so that both are read from the cache: row
+    after row, all of w would be read anew for each.
+    """
+    m_tile, n_tile = tl.swizzle2d(tl.program_id(1), tl.program_id(0), tl.num_programs(1), tl.num_programs(0), GROUP)
+    n_first = n_tile * BN
     o_n = tl.arange(0, BN)
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
+    o_m = m_tile * BM + tl.arange(0, BM)
     share = tl.program_id(2)
     blocks = width // BK
     first = share * blocks_per_share
@@ -70,7 +78,7 @@ def _product_build(tile: Tile, *, shared: bool, aligned: bool) -> Build:
             "x": "*fp8e4nv", "x_scales": "*fp32", "w": "*fp8e4nv", "w_scales": "*fp32",
             "y": "*fp32" if shared else "*bf16", "x_row": "i64",
         },
-        constants={"SHARES": shared, **tile.constants()},
+        constants={"SHARES": shared, "GROUP": ROW_GROUP, **tile.constants()},
         divisible=("width", "x_row", "num_columns") if aligned else ("width", "x_row"),
         num_warps=tile.num_warps, num_stages=tile.num_stages, tensor_cores=True,
     )  # fmt: skip

@@ -43,7 +43,8 @@ def check(arguments, expected):
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num_columns", "width"), [(1, 128, 256), (17, 200, 512), (64, 72, 1152), (65, 576, 256)]
+    ("num_rows", "num_columns", "width"),
+    [(1, 128, 256), (17, 200, 512), (64, 72, 1152), (65, 576, 256), (1153, 300, 256)],
 )
 def test_product_is_that_of_the_dequantised_numbers(device, num_rows, num_columns, width):
     arguments, x, w = problem(device, num_rows, num_columns, width)
