@@ -27,11 +27,14 @@ from typing import Any
 
 from baleen.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
+from cluster.run_state import find_running
+from cluster.status import cluster_status
 from tests.support.golden_client import golden_client
 from tests.support.models import golden_cases
 from tests.support.namespace import processes_here
 
 LONG, MEDIUM = 200, 60
+POLL_S = 0.2
 CALL_TIMEOUT_S = 240.0
 PROMPT = "The whale surfaced. " * 20
 ADDRESS = "127.0.0.1:9000"
@@ -48,9 +51,10 @@ class Scenario:
         self._config = config
         # short, since sockets lie in it
         self._temporary = Path(tempfile.mkdtemp(prefix="bl-", dir="/tmp"))
+        # here too, where the state is looked at
+        os.environ["XDG_RUNTIME_DIR"] = str(directory / "run")
         self._environment = {
             **os.environ,
-            "XDG_RUNTIME_DIR": str(directory / "run"),
             "XDG_CACHE_HOME": str(directory / "cache"),
             "XDG_DATA_HOME": str(directory / "data"),
             "TMPDIR": str(self._temporary),
@@ -144,34 +148,35 @@ class Scenario:
         answers += await client
         seen["all_alike"] = all(answer == alone for answer in answers)
         seen["answers"] = len(answers)
-        await self._replace_weights(seen, alone)
+        await self._replace_weights(seen)
         seen["groups"].append(await self._await_groups(1))
         seen["chat_applied"] = await asyncio.to_thread(_chat)
 
-    async def _replace_weights(self, seen: dict[str, Any], alone: dict[str, Any]) -> None:
+    async def _replace_weights(self, seen: dict[str, Any]) -> None:
         """Weights of another directory, then the first ones again in that directory, while a client asks."""
+        alone = await _generate(MEDIUM)
         ends = asyncio.Event()
-        client = asyncio.create_task(_generate_until(ends))
+        client = asyncio.create_task(_generate_until(ends, MEDIUM))
         words = ("apply", "--config", str(self._config.with_name("scales_other.yaml")))
         seen["apply"] = await asyncio.to_thread(self._baleen, *words, wait_s=300.0)
-        seen["ranks_applied"] = await asyncio.to_thread(self._ranks)
-        other = await _generate(LONG)
+        seen["ranks_applied"] = await self._ranks_now()
+        other = await _generate(MEDIUM)
         for path in (self._directory / "model").glob("*.safetensors"):
             # as a new file: the old group may have the former one mapped
             shutil.copy(path, new := self._directory / "other" / "new")
             os.replace(new, new.with_name(path.name))
         seen["apply_afresh"] = await asyncio.to_thread(self._baleen, *words, "--afresh", wait_s=300.0)
-        seen["ranks_afresh"] = await asyncio.to_thread(self._ranks)
+        seen["ranks_afresh"] = await self._ranks_now()
         ends.set()
         answers = await client
         seen["other_differs"] = other != alone
         seen["answers_of"] = {"first": answers.count(alone), "other": answers.count(other), "all": len(answers)}
-        seen["answer_afresh"] = await _generate(LONG) == alone
+        seen["answer_afresh"] = await _generate(MEDIUM) == alone
 
     async def _update(self, seen: dict[str, Any]) -> None:
         """Other files while requests go on: what cannot be, then a pool changed and one more, then one fewer."""
         alone = await _generate(MEDIUM)
-        before = await asyncio.to_thread(self._ranks)
+        before = await self._ranks_now()
         ends = asyncio.Event()
         clients = [asyncio.create_task(_generate_until(ends, MEDIUM)) for _ in range(3)]
         for name in ("moved", "damaged", "larger", "smaller"):
@@ -179,7 +184,7 @@ class Scenario:
             seen[f"apply_{name}"] = await asyncio.to_thread(
                 self._baleen, "apply", "--config", str(config), wait_s=300.0
             )
-            seen[f"ranks_{name}"] = await asyncio.to_thread(self._ranks)
+            seen[f"ranks_{name}"] = await self._ranks_now()
         seen["ranks_before_apply"] = before
         ends.set()
         answers = [answer for client in clients for answer in await client]
@@ -192,26 +197,33 @@ class Scenario:
         running = await _generate(LONG, at_first=lambda: os.kill(head, signal.SIGKILL))
         seen["running_alike"] = running == alone
         deadline = time.monotonic() + self.back_timeout_s
-        while "Ray's head" not in (status := await asyncio.to_thread(self._baleen, "status"))[1]:
-            assert time.monotonic() < deadline, f"not noticed: {status}"
-        seen["status_headless"] = status
+        while "Ray's head" not in (notice := (await self._status())["notice"]):
+            assert time.monotonic() < deadline, f"not noticed: {notice}"
+            await asyncio.sleep(POLL_S)
+        seen["status_headless"] = await asyncio.to_thread(self._baleen, "status")
         seen["new_alike"] = await _generate(LONG) == alone
 
     async def _await_groups(self, count: int) -> list[str]:
         """Wait until the pool has so many groups, wants no other number, and no more have a lease."""
         deadline = time.monotonic() + self.back_timeout_s
         while True:
-            _, output, errors = await asyncio.to_thread(self._baleen, "status", "--json")
-            status = json.loads(output)
+            status = await self._status()
             groups = sorted({rank["info"]["group"] for rank in status["ranks"]})
             if status["groups"]["all"] == [count, count] and len(groups) == count:
                 return groups
-            assert time.monotonic() < deadline, f"{count} groups wanted: {output} {errors}"
+            assert time.monotonic() < deadline, f"{count} groups wanted: {status}"
+            await asyncio.sleep(POLL_S)
+
+    async def _status(self) -> dict[str, Any]:
+        """What `baleen status --json` prints, without a process for each look."""
+        found: dict[str, Any] = json.loads(json.dumps((await cluster_status(find_running("default"))).as_dict()))
+        return found
 
     def _ranks(self) -> list[dict[str, Any]]:
-        code, output, _ = self._baleen("status", "--json")
-        assert code == 0, output
-        status = json.loads(output)
+        return asyncio.run(self._ranks_now())
+
+    async def _ranks_now(self) -> list[dict[str, Any]]:
+        status = await self._status()
         # a server that was killed gives no answer for a moment
         ranks: list[dict[str, Any]] = status["ranks"] if status["redis_error"] is None else []
         return ranks
@@ -221,6 +233,7 @@ class Scenario:
         while not good(ranks := self._ranks()):
             said = (self._directory / "up.err").read_text()
             assert time.monotonic() < deadline, f"not back: {ranks} {said[-2000:]}"
+            time.sleep(POLL_S)
         return ranks
 
     def _baleen(self, *words: str, wait_s: float = 120.0) -> tuple[int, str, str]:
