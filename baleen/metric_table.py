@@ -87,6 +87,7 @@ TABLE: tuple[Metric, ...] = (
     _gauge("gateway_resumable_requests", _GATEWAY, "Streams that are kept for clients that may come back to them."),
     _gauge("gateway_resumable_bytes", _GATEWAY, "Memory that these streams take."),
     _counter("gateway_resumed_total", _GATEWAY, "Connections that went on with a stream."),
+    _counter("gateway_routers_lost_total", _GATEWAY, "Times that a request lost its router, and was asked of another."),
     _counter(
         "gateway_ledger_entries_total",
         _GATEWAY,

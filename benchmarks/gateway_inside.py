@@ -17,17 +17,18 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from baleen.clock import SystemClock
 from baleen.text.chat_format import FORMATS
 from baleen.text.tokenizer import Tokenizer
 from baleen.v1 import common_pb2, inference_pb2
-from router.gateway.batch import Batch
+from router.gateway.batch import Batch, start_batch
 from router.gateway.chat.answer import ChatShape, ChunkOptions
 from router.gateway.chat.request import ChatLimits, read_ask
 from router.gateway.connection import Connection
-from router.gateway.engine import Engine, Running
+from router.gateway.engine import Engine
 from router.gateway.line import Line
 from router.gateway.models import ModelNames
 from tests.support.tiny_tokenizer import tiny_tokenizer
@@ -76,7 +77,9 @@ class _Router:
 async def once(name: str, *, steps: int, streams: int) -> float:
     """Seconds of the processor for so many steps."""
     tokenizer = Tokenizer(tiny_tokenizer())
-    engine = Engine("127.0.0.1:1", tokenizer, FORMATS["deepseek-v3.2"], deadline_s=10.0)
+    line: Any = None
+    routers: Any = SimpleNamespace(pick=lambda: SimpleNamespace(line=line))
+    engine = Engine(routers, tokenizer, FORMATS["deepseek-v3.2"], deadline_s=3600.0)
     body = {**BODIES[name], "messages": [{"role": "user", "content": "hi"}]}
     ask = await read_ask(body, engine, ModelNames("baleen"), ChatLimits(), max_context=1 << 20)
     delta = inference_pb2.Delta(text="the thing ", token_ids=tokenizer.encode("the")[:1])
@@ -105,18 +108,13 @@ async def once(name: str, *, steps: int, streams: int) -> float:
             if frames := [frame for piece in pieces for frame in shape.take(piece)]:
                 await connection.events(frames)
 
-    request = inference_pb2.GenerateRequest()
-    all_running = []
-    for _ in range(streams):
-        strand = line.start(request, tenant="", traceparent="", deadline_s=3600.0)
-        all_running.append(Batch([Running(strand, ask, engine)], [1]))
+    all_running = [start_batch(engine, [ask], request_id="", tenant="", traceparent="") for _ in range(streams)]
     await asyncio.gather(*(running.admitted() for running in all_running))
     begin = time.process_time()
     router.go.set()
     await asyncio.gather(*(answer(running) for running in all_running))
     seconds = time.process_time() - begin
     await line.close()
-    await engine.close()
     return seconds
 
 

@@ -64,7 +64,8 @@ def routes(core: Core) -> list[BaseRoute]:
     add("GET", endpoints.ready, "/ready")
     add("GET", endpoints.version, "/version")
     add("GET", endpoints.metrics, "/metrics")
-    return [*found, *operator_routes(core.accounts, lambda: core.routers), *page_routes()]
+    routers = [(link.address, link.channel) for link in core.engine.routers.links]
+    return [*found, *operator_routes(core.accounts, lambda: routers), *page_routes()]
 
 
 def application(core: Core, *, check_keys: bool, hosts: Collection[str] | None) -> Application:

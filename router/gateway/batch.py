@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from router.gateway.ask import Ask, Piece, TokenUsage
-from router.gateway.engine import Engine, Running
-
-MOST_WAITING = 16
-"""Lists of pieces that wait to be taken; with more, no more news are taken from the router."""
+from router.gateway.engine import Engine
+from router.gateway.mixing import mixed
+from router.gateway.running import Running
 
 
 class Batch:
@@ -43,38 +41,19 @@ class Batch:
         return self._running[0].pieces() if len(self._running) == 1 else self._mixed()
 
     async def _mixed(self) -> AsyncIterator[list[Piece]]:
-        queue: asyncio.Queue[list[Piece] | BaseException | None] = asyncio.Queue(MOST_WAITING)
-        readers = [
-            asyncio.create_task(self._read(one, start, queue))
-            for one, start in zip(self._running, self._starts, strict=True)
-        ]
-        left = len(readers)
-        try:
-            while left:
-                news = await queue.get()
-                if isinstance(news, BaseException):
-                    raise news
-                if news is None:
-                    left -= 1
-                else:
-                    usage = self.usage
-                    yield [replace(piece, usage=usage) for piece in news]
-        finally:
-            for reader in readers:
-                reader.cancel()
+        sources = [self._numbered(one, start) for one, start in zip(self._running, self._starts, strict=True)]
+        async for pieces in mixed(sources):
+            usage = self.usage
+            yield [replace(piece, usage=usage) for piece in pieces]
 
     def close(self) -> None:
         """End what has not ended."""
         for one in self._running:
             one.close()
 
-    async def _read(self, one: Running, start: int, queue: asyncio.Queue[list[Piece] | BaseException | None]) -> None:
-        try:
-            async for pieces in one.pieces():
-                await queue.put([replace(piece, index=start + piece.index) for piece in pieces])
-            await queue.put(None)
-        except Exception as error:
-            await queue.put(error)
+    async def _numbered(self, one: Running, start: int) -> AsyncIterator[list[Piece]]:
+        async for pieces in one.pieces():
+            yield [replace(piece, index=start + piece.index) for piece in pieces]
 
 
 def start_batch(engine: Engine, asks: Sequence[Ask], *, request_id: str, tenant: str, traceparent: str) -> Batch:

@@ -17,10 +17,10 @@ from baleen.gateway_config import GatewayConfig
 class GatewayProcessConfig:
     """Everything that one gateway process needs to know.
 
-    listen: `host:port`, port 0 takes a free one. routers: their addresses; the first that answers is asked, the others
-    when it does not. model: checkpoint directory, for its tokenizer. model_name: as the routers know it. accounts: file
-    of the accounts. settings: as in the cluster file; its host and port are not used. drain_timeout_s: time for running
-    requests once the gateway is told to leave. takes_over: another gateway listens at that address until it leaves.
+    listen: `host:port`, port 0 takes a free one. routers: their addresses; those that answer are asked in turn. model:
+    checkpoint directory, for its tokenizer. model_name: as the routers know it. accounts: file of the accounts.
+    settings: as in the cluster file; its host and port are not used. drain_timeout_s: time for running requests once
+    the gateway is told to leave. takes_over: another gateway listens at that address until it leaves.
     """
 
     listen: str = "127.0.0.1:8000"

@@ -1,13 +1,10 @@
-"""What all endpoints of one gateway share: its router, its model's names, accounts, limits and counts."""
+"""What all endpoints of one gateway share: its routers, its model's names, accounts, limits and counts."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import grpc.aio
 
 from baleen.clock import Clock
 from baleen.errors import NotReady
@@ -53,7 +50,7 @@ class Meters:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Core:
-    """For one event loop. routers: address and channel of each, for operators. model: what the router tells of it."""
+    """For one event loop. model: what the routers tell of it."""
 
     engine: Engine
     names: ModelNames
@@ -61,7 +58,6 @@ class Core:
     accounts: Accounts
     clock: Clock
     log: Log
-    routers: Sequence[tuple[str, grpc.aio.Channel]] = ()
     http: HttpLimits = field(default_factory=HttpLimits)
     meters: Meters = field(default_factory=Meters)
     streams: Streams = field(default_factory=lambda: Streams(keep_s=RESUME_S, max_bytes=RESUME_BYTES))

@@ -31,6 +31,19 @@ _MOST_STREAMS = 4
 """Streams on which one request is begun, where routers leave before they have read it."""
 
 
+_LOST = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+"""With these ends a stream whose process or connection ended; the others are a word of the router."""
+
+
+class RouterLost(NotReady):
+    """The stream ended, and with it whatever was asked on it: another router can go on with that."""
+
+
 class Line:
     """To one router, for one event loop."""
 
@@ -104,10 +117,12 @@ class _Session:
         try:
             while isinstance(message := await call.read(), inference_pb2.GenerateManyResponse):
                 self._take(message)
-            cause = NotReady("the router has left")
+            cause = RouterLost("the router has left")
             has_left = True
         except grpc.aio.AioRpcError as error:
             cause = error_from_rpc(error)
+            if error.code() in _LOST:
+                cause = RouterLost(f"the router is lost: {cause}")
         except DecodeError as error:
             cause = BaleenError(f"what the router sends is not of this protocol: {error}")
         finally:

@@ -9,7 +9,6 @@ from baleen.errors import ConfigError, NotReady
 from baleen.telemetry import Log
 from baleen.text.chat_format import FORMATS, format_of
 from baleen.text.tokenizer import load_tokenizer
-from baleen.wire.channel import open_channel
 from router.gateway.accounts.accounts import Accounts
 from router.gateway.accounts.money import PriceList
 from router.gateway.app import application
@@ -20,6 +19,7 @@ from router.gateway.core import Core, HttpLimits
 from router.gateway.engine import Engine
 from router.gateway.http_server import HttpServer
 from router.gateway.models import ModelNames
+from router.gateway.routers import Routers
 from router.gateway.streams import Streams
 
 
@@ -39,13 +39,14 @@ class Gateway:
         accounts = Path(config.accounts)
         accounts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._core = Core(
-            engine=Engine(config.routers[0], tokenizer, FORMATS[name], deadline_s=settings.max_request_s),
+            engine=Engine(
+                Routers(config.routers, log=self._log), tokenizer, FORMATS[name], deadline_s=settings.max_request_s
+            ),
             names=ModelNames(config.model_name),
             limits=ChatLimits(max_output=settings.max_output_tokens, missing_reasoning=settings.missing_reasoning),
             accounts=Accounts(accounts, PriceList(settings.prices), clock=clock, log=self._log),
             clock=clock,
             log=self._log,
-            routers=[(address, open_channel(address)) for address in config.routers],
             http=HttpLimits(
                 max_body_bytes=settings.max_body_mib << 20,
                 max_active=settings.max_active,
@@ -89,8 +90,6 @@ class Gateway:
         """Take no new requests, let the running ones end, and leave."""
         await self._http.stop()
         await self._core.streams.close()
-        await self._core.engine.close()
-        for _, channel in self._core.routers:
-            await channel.close(None)
+        await self._core.engine.routers.close()
         await self._core.accounts.close()
         self._log.info("gateway left")

@@ -18,4 +18,5 @@ def samples(core: Core) -> Iterator[Sample]:
     yield "gateway_resumable_requests", (), core.streams.num_streams
     yield "gateway_resumable_bytes", (), core.streams.num_bytes
     yield "gateway_resumed_total", (), core.streams.num_resumed
+    yield "gateway_routers_lost_total", (), core.engine.routers.num_lost
     yield from core.accounts.samples()
