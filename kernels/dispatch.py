@@ -42,6 +42,7 @@ class Operations:
     topk: Callable[..., torch.Tensor]  # dsa
     attend_selected: Callable[..., Pair]  # dsa
     attend_paged: Callable[..., Pair]  # dsa
+    attend_dense: Callable[..., Pair]  # dsa
     gate: Callable[..., Pair]  # moe
     order_pairs: Callable[..., RowGroups]  # moe
     single_group: Callable[..., RowGroups]  # moe
@@ -63,6 +64,7 @@ def triton_operations() -> Operations:
     from kernels.cache.queries import prepare_queries
     from kernels.cache.write import write_cache
     from kernels.dsa.attend import attend_paged, attend_selected
+    from kernels.dsa.dense import attend_dense
     from kernels.dsa.logits import index_logits_decode, index_logits_prefill
     from kernels.dsa.topk import topk
     from kernels.moe.combine import combine_pairs, sum_parts
@@ -89,6 +91,7 @@ def triton_operations() -> Operations:
         topk=topk,
         attend_selected=attend_selected,
         attend_paged=attend_paged,
+        attend_dense=attend_dense,
         gate=gate,
         order_pairs=order_pairs,
         single_group=single_group,

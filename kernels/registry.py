@@ -60,6 +60,12 @@ OPERATIONS: tuple[Operation, ...] = (
         bench="kernels.bench.attention:paged",
     ),
     Operation(
+        name="attend_dense",
+        launcher="kernels.dsa.dense:attend_dense",
+        reference="kernels.dsa.paged_reference:attend_dense",
+        bench="kernels.bench.dense:dense",
+    ),
+    Operation(
         name="quantise_activations",
         launcher="kernels.quant.activations:quantise_activations",
         reference="kernels.quant.reference:quantise_activations",

@@ -109,10 +109,10 @@ def attend_rows(
             ok = (slot >= 0) & (slot < num_slots)
             slot = tl.where(ok, slot, spare)
         place = slot.to(tl.int64) * stride_record
-        b_k0 = _values(records, codes, scales, place, g0, o_g, FLOAT8)
-        b_k1 = _values(records, codes, scales, place, g1, o_g, FLOAT8)
-        b_k2 = _values(records, codes, scales, place, g2, o_g, FLOAT8)
-        b_k3 = _values(records, codes, scales, place, g3, o_g, FLOAT8)
+        b_k0 = record_values(records, codes, scales, place, g0, o_g, FLOAT8)
+        b_k1 = record_values(records, codes, scales, place, g1, o_g, FLOAT8)
+        b_k2 = record_values(records, codes, scales, place, g2, o_g, FLOAT8)
+        b_k3 = record_values(records, codes, scales, place, g3, o_g, FLOAT8)
         rope = place // 2 + (LATENT + LATENT // GROUP * 4) // 2 if FLOAT8 else place + LATENT
         b_kr = tl.load(records + rope[:, None] + o_r[None, :])
         scores = tl.dot(b_q0, tl.trans(b_k0))
@@ -152,7 +152,7 @@ def attend_rows(
 
 
 @triton.jit
-def _values(records, codes, scales, place, group, o_g, FLOAT8: tl.constexpr):
+def record_values(records, codes, scales, place, group, o_g, FLOAT8: tl.constexpr):
     """One group of 128 latent numbers of each record: [records, 128] bfloat16. Scales are powers of two: exact."""
     if FLOAT8:
         b_c = tl.load(codes + (place + group * GROUP)[:, None] + o_g[None, :])

@@ -1,7 +1,7 @@
 """The truth of the kernels over paged caches: logits by page, top-k by row, attention over slots. In float32 or wider.
 
 Legend: R query rows, N index heads, D index width, S key positions, B sequences, P pages of a table, K selected keys,
-H heads, Q query width (latent and rotated), C latent width.
+H heads, Q query width (latent and rotated), C latent width, T tokens, n unrotated width, v value width, P pieces.
 """
 
 from __future__ import annotations
@@ -86,3 +86,42 @@ def attend_slots(
         lse_RH[row] = scores_HK.logsumexp(-1)
         out_RHC[row] = scores_HK.softmax(-1) @ chosen[:, :latent_dim]
     return out_RHC, lse_RH
+
+
+def attend_dense(
+    q_nope_THn: torch.Tensor,
+    q_rope_THR: torch.Tensor,
+    records: torch.Tensor,
+    block_table_PB: torch.Tensor,
+    spans_P4: torch.Tensor,
+    w_uk_HnC: torch.Tensor,
+    w_uv_HvC: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention of pieces that follow each other over all keys of their sequences: (out [T, H, v], lse [T, H]).
+
+    See `kernels.dsa.dense` for the arguments. The sums are in float64; keys and values of the heads are rounded to the
+    weights' dtype, so that weights of float64 give the truth without any rounding.
+    """
+    out_THv = q_nope_THn.new_zeros(*q_nope_THn.shape[:2], w_uv_HvC.shape[1], dtype=torch.float64)
+    lse_TH = q_nope_THn.new_full(q_nope_THn.shape[:2], torch.inf, dtype=torch.float64)
+    rank, first = w_uk_HnC.shape[2], 0
+    for piece, (_, num_rows, _, num_keys) in enumerate(spans_P4.tolist()):
+        rows = slice(first, first + num_rows)
+        first += num_rows
+        used = block_table_PB[piece, : -(-num_keys // PAGE_TOKENS)].long()
+        chosen = records.unflatten(0, (-1, PAGE_TOKENS))[used].flatten(0, 1)[:num_keys]
+        if chosen.dtype == torch.uint8:
+            chosen = unpack_latent(chosen, rank, torch.float32)
+        latent_SC, rope_SR = chosen.double().tensor_split((rank,), dim=1)
+        keys_SHn, values_SHv = (
+            torch.einsum("sc,hnc->shn", latent_SC, w.double()).to(w.dtype).double() for w in (w_uk_HnC, w_uv_HvC)
+        )
+        scores_HTS = torch.einsum("thn,shn->hts", q_nope_THn[rows].double(), keys_SHn)
+        scores_HTS = scale * (scores_HTS + torch.einsum("thr,sr->hts", q_rope_THR[rows].double(), rope_SR))
+        seen_T = torch.arange(num_keys - num_rows, num_keys, device=q_nope_THn.device)
+        hidden_TS = torch.arange(num_keys, device=q_nope_THn.device) > seen_T[:, None]
+        scores_HTS.masked_fill_(hidden_TS, NEGATIVE_INFINITY)
+        lse_TH[rows] = scores_HTS.logsumexp(-1).t()
+        out_THv[rows] = torch.einsum("hts,shv->thv", scores_HTS.softmax(-1), values_SHv)
+    return out_THv, lse_TH

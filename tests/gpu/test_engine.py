@@ -6,6 +6,7 @@ import torch
 from baleen.config import CacheConfig, EngineConfig, ModelConfig, RankConfig
 from tests.support.golden import golden
 from tests.support.models import SingleSequence
+from workers.model.attention_form import split_by_form
 from workers.model.checkpoint import Checkpoint
 from workers.model.device_batch import build_host_batch
 from workers.model.forward import Piece
@@ -66,6 +67,24 @@ def test_float8_is_near_the_golden(cuda, golden_directory, golden_weights):
     )
     # float8 weights are the golden's own; activations and records of three layers are rounded to 3 bits of mantissa
     assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(("cache_dtype", "bound"), [("bfloat16", 0.99), ("float8", 0.97)])
+def test_pieces_in_the_multi_head_form(cuda, golden_directory, golden_weights, cache_dtype, bound):
+    """Two beginnings in one step, and in the next the rest of one beside a single token of the other."""
+    name = "dev_bf16.golden"
+    prompt = golden(name)["cases"][1]["prompt"]
+    runner = make_runner(golden_directory(name), cuda, cache_dtype)
+    exact = [SingleSequence(golden_weights(name), cache_dtype=cache_dtype) for _ in range(2)]
+    steps = ([(0, 0, 8), (1, 0, 5)], [(1, 5, 6), (0, 8, 64)])
+    for step, num_dense in zip(steps, (13, 56), strict=True):
+        pieces = [Piece(prompt[start:end], start, row, samples=True) for row, start, end in step]
+        host = build_host_batch(pieces, runner._tables.array)
+        dense = split_by_form(runner._spec, host.on(runner._staging.upload(host.arrays)).pieces, host.num_tokens).dense
+        assert sum(run.num_rows for _, run in dense) == num_dense
+        for piece, got in zip(pieces, runner._logits(pieces, None).cpu(), strict=True):
+            wanted = exact[piece.row].feed(piece.token_ids)
+            assert torch.nn.functional.cosine_similarity(got, wanted, dim=0) > bound
 
 
 @pytest.mark.parametrize("num_rows", [1, 2])

@@ -35,6 +35,11 @@ def absorb_queries(q, w_uk, *, out_THC=None) -> torch.Tensor:
     return result if out_THC is None else out_THC.copy_(result)
 
 
+def expand_values(latent, w_uv, *, out_THv=None) -> torch.Tensor:
+    result = products.expand_values(latent, w_uv)
+    return result if out_THv is None else out_THv.copy_(result)
+
+
 def index_logits_decode(q, weights, pages, table, lengths, out) -> None:
     sequences = torch.arange(q.shape[0], dtype=torch.int32)
     index_logits_prefill(q[:, 0], weights[:, 0], pages, table, sequences, lengths[:, 0], out)
@@ -57,6 +62,13 @@ def attend_paged(q, records, table, sequences, lengths, scale) -> tuple[torch.Te
     places = torch.arange(table.shape[1] * 64, dtype=torch.int32)
     positions = torch.where(places < lengths[:, None], places, -1)
     return attend_selected(q, records, paged.slots_of(positions, table, sequences), scale)
+
+
+def attend_dense(
+    q_nope, q_rope, records, table, spans, run, w_uk, w_uv, scale, *, out_THv=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = paged.attend_dense(q_nope, q_rope, records, table, spans, w_uk, w_uv, scale)
+    return out.to(torch.bfloat16) if out_THv is None else out_THv.copy_(out), lse
 
 
 def expert_mlps(rows, experts, gate_up, down, *, copies=1) -> torch.Tensor:
@@ -99,12 +111,13 @@ def reference_operations() -> Operations:
         quantise_activations=quantise_activations,
         float8_product=products.float8_product,
         absorb_queries=absorb_queries,
-        expand_values=products.expand_values,
+        expand_values=expand_values,
         index_logits_decode=index_logits_decode,
         index_logits_prefill=index_logits_prefill,
         topk=topk,
         attend_selected=attend_selected,
         attend_paged=attend_paged,
+        attend_dense=attend_dense,
         gate=moe.gate,
         order_pairs=order_pairs,
         single_group=lambda count, device: torch.zeros(count, dtype=torch.int64, device=device),

@@ -21,6 +21,7 @@ from kernels.dsa import reference as dsa
 from kernels.norm.reference import rms_norm
 from kernels.rope.reference import rotate_half_split, rotate_interleaved, softmax_scale
 from workers.cache.tensors import CacheTensors
+from workers.model.attention_form import prefers_heads
 from workers.model.forward import ForwardBatch, RowGroup, Segment
 from workers.model.weights import AttentionWeights
 
@@ -242,21 +243,9 @@ class Attention:
         return torch.arange(segment.start + end)[None, :] > positions_T[:, None]
 
     def _prefers_heads(self, segment: Segment) -> bool:
-        """Whether expanding per head costs fewer operations than attending in latent space."""
         if self._form != "auto":
             return self._form == "mha"
-        spec = self._spec
-        up_projection = spec.num_heads * spec.kv_lora_rank * (spec.qk_nope_head_dim + spec.v_head_dim)
-        mean_seen = segment.start + segment.length / 2
-        by_head = segment.context * up_projection + segment.length * mean_seen * spec.num_heads * (
-            spec.qk_head_dim + spec.v_head_dim
-        )
-        chosen = min(mean_seen, spec.index_topk)
-        gather = GATHER_COST * spec.latent_dim if mean_seen > spec.index_topk else 0
-        latent = segment.length * (
-            up_projection + chosen * (spec.num_heads * (spec.latent_dim + spec.kv_lora_rank) + gather)
-        )
-        return by_head <= latent
+        return prefers_heads(self._spec, segment.start, segment.length, gather_cost=GATHER_COST)
 
 
 def _from_latent(weights: AttentionWeights, latent_THC: torch.Tensor) -> torch.Tensor:

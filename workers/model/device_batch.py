@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from baleen.blocks import BLOCK_TOKENS
+from kernels.dsa.pieces import Span
 from workers.model.forward import Array, Piece, scored_tokens
 from workers.parallel.lockstep import DecodeSize
 
@@ -23,9 +24,10 @@ from workers.parallel.lockstep import DecodeSize
 class DeviceBatch:
     """token_ids, positions, slots: [T] int64; a slot of -1 is not written. block_table: [B, P] int32. sequences: [T]
     int32, each token's row of it; tokens of one sequence lie together. lengths: [T] int32, keys that a token sees, its
-    own included. logit_tokens: [N] int64, first those that sample, then those that score a prompt. most_context: bound
-    of all lengths, known on the host. is_decode: token t is the one token of sequence t. is_filled: the tokens that are
-    there come first, and rows of length 0 fill the step up to a size that all ranks have agreed on.
+    own included. logit_tokens: [N] int64, first those that sample, then those that score a prompt. spans: [B, 4] int32,
+    the numbers of each sequence's Span, which `pieces` has on the host; no sequences in a step of decode. most_context:
+    bound of all lengths, known on the host. is_decode: token t is the one token of sequence t. is_filled: the tokens
+    that are there come first, and rows of length 0 fill the step up to a size that all ranks have agreed on.
     """
 
     token_ids_T: torch.Tensor
@@ -35,6 +37,8 @@ class DeviceBatch:
     sequences_T: torch.Tensor
     lengths_T: torch.Tensor
     logit_tokens_N: torch.Tensor
+    spans_B4: torch.Tensor
+    pieces: tuple[Span, ...]
     most_context: int
     is_decode: bool
     is_filled: bool = False
@@ -63,7 +67,7 @@ class HostBatch:
 
     def on(self, tensors: Sequence[torch.Tensor]) -> DeviceBatch:
         """The batch of these tensors, which hold the arrays."""
-        token_ids, positions, slots, block_table, sequences, lengths, wanted = tensors
+        token_ids, positions, slots, block_table, sequences, lengths, wanted, spans = tensors
         return DeviceBatch(
             token_ids,
             positions,
@@ -72,6 +76,8 @@ class HostBatch:
             sequences,
             lengths,
             wanted,
+            spans,
+            tuple(Span(*numbers) for numbers in self.arrays[-1].tolist()),
             self.most_context,
             self.is_decode,
             self.filled_to is not None,
@@ -114,8 +120,12 @@ def build_host_batch(pieces: Sequence[Piece], table: Array, *, fill_to: DecodeSi
     wanted = np.arange(padded)
     if fill_to is None:
         wanted = np.concatenate((ends[sampling] - 1, scored_tokens(pieces, ends - sizes)))
+    keys = starts + sizes
+    spans = np.stack((ends - sizes, sizes, np.cumsum(keys) - keys, keys), axis=1).astype(np.int32)
+    if decode:
+        spans = spans[:0]
     return HostBatch(
-        arrays=(token_ids, positions, slots, block_table, all_sequences, lengths, wanted.astype(np.int64)),
+        arrays=(token_ids, positions, slots, block_table, all_sequences, lengths, wanted.astype(np.int64), spans),
         most_context=longest,
         is_decode=decode,
         filled_to=fill_to,

@@ -13,6 +13,7 @@ from kernels.norm.rms import Normed
 from kernels.quant.scaled import Scaled
 from kernels.rope.reference import rotations, yarn_inverse_frequencies
 from workers.cache.device_tensors import DeviceCache
+from workers.model.attention_form import split_by_form
 from workers.model.device_attention import PagedAttention
 from workers.model.device_batch import DeviceBatch
 from workers.model.device_experts import Experts
@@ -51,6 +52,7 @@ class DeviceModel:
             return self._serve_experts()
         turns_TP2 = torch.view_as_real(rotations(step.positions_T, self._frequencies, spec.rope)).contiguous()
         alone = ops.single_group(step.num_tokens, weights.embed.device)
+        forms = split_by_form(spec, step.pieces, step.num_tokens)
         padding_T1 = step.lengths_T[:, None] == 0 if step.is_filled else None
         residual = weights.embed
         delta: torch.Tensor | None = None
@@ -66,7 +68,7 @@ class DeviceModel:
             )
             rows = None
             assert x.total is not None, "rows were gathered, or a delta was added"
-            delta = self._attention(number, layer.attention, x, step, turns_TP2)
+            delta = self._attention(number, layer.attention, x, step, turns_TP2, forms)
             x = ops.rms_norm(
                 x.total, layer.post_norm, spec.rms_norm_eps, delta_SD=delta, quantise=layer.mlp.gate_up.is_float8
             )

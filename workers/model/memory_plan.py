@@ -8,6 +8,7 @@ from baleen.config import EngineConfig
 from baleen.errors import ConfigError
 from baleen.model_spec import QUANT_BLOCK, ModelSpec
 from kernels.moe.record import RecordLayout
+from workers.model.attention_form import dense_bytes
 
 GIB = 1 << 30
 
@@ -50,8 +51,8 @@ def workspace_bytes(spec: ModelSpec, engine: EngineConfig, *, logit_bytes: int) 
     """Upper estimate of what one step allocates beside weights and cache.
 
     Of each token the widest tensors of a layer, those of attention and those of the experts, counted as if none were
-    freed before the next; of each sampled row three copies of its logits; partial sums of attention. logit_bytes: of
-    what is computed in slices, index logits and the logits of prompts.
+    freed before the next; of each sampled row three copies of its logits; partial sums of attention; keys and values of
+    the multi-head form. logit_bytes: of what is computed in slices, index logits and the logits of prompts.
     """
     heads = spec.num_heads
     queries = heads * spec.qk_head_dim + spec.index_heads * spec.index_head_dim
@@ -63,7 +64,7 @@ def workspace_bytes(spec: ModelSpec, engine: EngineConfig, *, logit_bytes: int) 
     partials = 4 * 4096 * heads * spec.kv_lora_rank
     rows = engine.max_batch_tokens * (attention + feed_forward + stream)
     logits = 3 * 4 * engine.max_running * spec.vocab_size
-    return rows + logits + logit_bytes + partials + LIBRARY_BYTES
+    return rows + logits + logit_bytes + partials + dense_bytes(spec) + LIBRARY_BYTES
 
 
 def exchange_bytes(spec: ModelSpec, engine: EngineConfig, *, world_size: int) -> int:

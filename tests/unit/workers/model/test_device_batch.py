@@ -16,7 +16,7 @@ TABLE = np.array([[5, 7, 2], [9, 4, 0]], dtype=np.int64)
 def test_pieces_lie_in_their_order():
     pieces = [Piece([11, 12, 13], 62, 0, samples=True), Piece([21], 64, 1, samples=False)]
     host = build_host_batch(pieces, TABLE)
-    ids, positions, slots, table, sequences, lengths, wanted = (array.tolist() for array in host.arrays)
+    ids, positions, slots, table, sequences, lengths, wanted, spans = (array.tolist() for array in host.arrays)
     assert ids == [11, 12, 13, 21]
     assert positions == [62, 63, 64, 64]
     assert slots == [5 * 64 + 62, 5 * 64 + 63, 7 * 64, 4 * 64]
@@ -24,13 +24,15 @@ def test_pieces_lie_in_their_order():
     assert sequences == [0, 0, 0, 1]
     assert lengths == [63, 64, 65, 65]
     assert wanted == [2]
+    assert spans == [[0, 3, 0, 65], [3, 1, 65, 65]]
+    assert [tuple(span) for span in spans] == list(host.on([torch.from_numpy(one) for one in host.arrays]).pieces)
     assert (host.most_context, host.is_decode) == (65, False)
 
 
 def test_a_decode_step_filled_up_writes_and_sees_nothing_more():
     pieces = [Piece([3], 70, 1, samples=True), Piece([4], 0, 0, samples=True), Piece([5], 1, 0, samples=True)]
     host = build_host_batch(pieces, TABLE, fill_to=DecodeSize(4, 192))
-    ids, positions, slots, table, sequences, lengths, wanted = host.arrays
+    ids, positions, slots, table, sequences, lengths, wanted, spans = host.arrays
     assert ids.tolist() == [3, 4, 5, 0]
     assert slots.tolist() == [4 * 64 + 6, 5 * 64, 5 * 64 + 1, -1]
     assert lengths.tolist() == [71, 1, 2, 0]
@@ -39,6 +41,7 @@ def test_a_decode_step_filled_up_writes_and_sees_nothing_more():
     assert (host.num_tokens, host.most_context, host.is_decode) == (4, 192, True)
     assert host.filled_to == DecodeSize(4, 192) and host.on(host.arrays).is_filled
     assert positions.tolist() == [70, 0, 1, 0]
+    assert spans.shape == (0, 4) and host.on(host.arrays).pieces == ()
 
 
 def test_buckets():

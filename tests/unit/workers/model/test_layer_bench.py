@@ -25,17 +25,19 @@ from workers.staging import Staging
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 CPU = torch.device("cpu")
+LATENT = ("absorb_queries", "expand_values")
 
 
 @pytest.mark.parametrize(
-    ("shape", "scored"),
+    ("shape", "attention"),
     [
-        (LayerShape("decode", 2, 1, 100), "index_logits_decode"),
-        (LayerShape("prefill", 1, 3, 100), "index_logits_prefill"),
-        (LayerShape("short", 1, 3, 64), None),
+        (LayerShape("decode", 2, 1, 100), ("index_logits_decode", "topk", "attend_selected", *LATENT)),
+        (LayerShape("prefill", 1, 3, 100), ("index_logits_prefill", "topk", "attend_selected", *LATENT)),
+        (LayerShape("short", 1, 3, 64), ("attend_paged", *LATENT)),
+        (LayerShape("short prompts", 2, 64, 64), ("attend_dense",)),
     ],
 )
-def test_a_step_of_one_layer_is_accounted_for_by_operation(shape, scored):
+def test_a_step_of_one_layer_is_accounted_for_by_operation(shape, attention):
     from tests.support.reference_operations import reference_operations
     from workers.model.device_model import DeviceModel
 
@@ -53,10 +55,10 @@ def test_a_step_of_one_layer_is_accounted_for_by_operation(shape, scored):
     logits = model.forward(step)
     assert bool(logits.isfinite().all())
     calls = recorder.take()
-    expected = {"rms_norm": 3, "write_cache": 1, "prepare_queries": 1, "absorb_queries": 1, "expand_values": 1}
+    expected = {"rms_norm": 3, "write_cache": 1, "prepare_queries": 1}
     expected |= {"float8_product": 3, "quantise_activations": 1, "gate": 1, "order_pairs": 1, "combine_pairs": 1}
     expected |= {"single_group": 1, "expert_mlps": 2}
-    expected |= {scored: 1, "topk": 1, "attend_selected": 1} if scored else {"attend_paged": 1}
+    expected |= dict.fromkeys(attention, 1)
     assert calls == expected
     assert recorder.take() == {}
 

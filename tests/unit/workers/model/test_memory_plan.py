@@ -36,6 +36,9 @@ def test_workspace_grows_with_what_a_step_holds():
     # the widest tensors of a token alone: queries of 128 heads in latent space, and the answers of its experts
     assert large - small > (8192 - 256) * (128 * 576 * 2 + 8 * 7168 * 2)
     assert 1 * GIB < small < 4 * GIB
+    # keys and values of 128 heads, which other widths never have
+    other = workspace_bytes(dataclasses.replace(spec, v_head_dim=64), EngineConfig(max_running=8), logit_bytes=0)
+    assert workspace_bytes(spec, EngineConfig(max_running=8), logit_bytes=0) - other > 4096 * 128 * 256 * 2
 
 
 def test_records_of_all_ranks_are_counted():
