@@ -7,10 +7,10 @@ CLIENT_VENVS := suites langchain instructor litellm
 NODE_MODULES := examples/javascript/node_modules
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian clients serve test test-gpu check bench conformance format proto docs
+.PHONY: help setup debian clients serve test test-gpu kernels-matrix check check-types check-kernels bench conformance format proto docs
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(INSTALLED) ## create .venv and install everything, at the versions of requirements.lock
 
@@ -56,12 +56,33 @@ test: setup debian ## run every test that needs no GPU; STREAMS=1 for one after 
 test-gpu: setup ## run the tests that need a GPU; SANITIZER=memcheck runs them under compute-sanitizer
 	TRITON_INTERPRET=0 $(if $(SANITIZER),compute-sanitizer --tool $(SANITIZER) --error-exitcode 86) $(BIN)/python -m pytest -m gpu tests
 
+# Triton's interpreter of 3.6.0 needs a numpy below 2.4, which warns of what it does
+OLDEST_TRITON := 3.6.0
+OLDEST_NUMPY := 2.3.5
+OLDEST := .cache/oldest/triton-$(OLDEST_TRITON)-numpy-$(OLDEST_NUMPY)
+
+$(OLDEST)/.installed: | $(INSTALLED)
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --no-deps --no-compile --target $(@D) triton==$(OLDEST_TRITON) numpy==$(OLDEST_NUMPY)
+	touch $@
+
+kernels-matrix: setup $(OLDEST)/.installed ## kernels on the oldest Triton and numpy too: their tests, and every build ahead of time for sm_90 and sm_100
+	$(BIN)/python -m kernels.testing.ahead --blackwell
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m kernels.testing.ahead --blackwell
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest --dist loadfile --numprocesses 2 -q -m "not gpu" \
+	  -W "ignore:Conversion of an array" tests/unit/kernels $(wildcard tests/unit/workers/model/test_device_*.py)
+
 check: setup ## format, lint, types, kernels compiled ahead of time, and fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m kernels.testing.ahead
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-kernels
 	$(PYTEST) 2 -q -m "not gpu and not slow" tests/repo tests/unit
+
+# each has one core, and both are slow where nothing is kept of the last run
+check-types:
+	$(BIN)/mypy
+check-kernels:
+	$(BIN)/python -m kernels.testing.ahead --jobs 1
 
 format: setup ## rewrite the sources as `check` wants them
 	$(BIN)/ruff format .

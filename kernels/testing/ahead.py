@@ -1,10 +1,10 @@
 """The gate that needs no GPU: every build of every launcher compiles for Hopper, and is as it was designed.
 
-usage: python -m kernels.testing.ahead [--table] [--jobs N]
+usage: python -m kernels.testing.ahead [--blackwell] [--table] [--jobs N]
 
 For sm_90: no register spills, at most 232,448 bytes of shared memory, wgmma where the build says tensor_cores. The
-first build of each kernel compiles for sm_100 too. Results are kept under .cache/kernels by a hash of the sources, so
-that a second run takes no time.
+first build of each kernel compiles for sm_100 too; with --blackwell every build does. Results are kept under
+.cache/kernels by Triton's version and a hash of the sources, so that a second run takes no time.
 """
 
 from __future__ import annotations
@@ -85,8 +85,11 @@ class Task:
     key: str
 
 
-def tasks() -> tuple[list[Task], dict[str, Any]]:
-    """Every compilation that the registry asks for, and the builds by launcher module."""
+def tasks(*, blackwell: bool) -> tuple[list[Task], dict[str, Any]]:
+    """Every compilation that the registry asks for, and the builds by launcher module.
+
+    blackwell: for sm_100 too, not only the first build of each kernel.
+    """
     import triton
 
     from kernels.registry import OPERATIONS
@@ -107,7 +110,7 @@ def tasks() -> tuple[list[Task], dict[str, Any]]:
                 build.aligned,
             )
             key = hashlib.sha256(repr((*stated, sorted(build.options().items()))).encode()).hexdigest()
-            archs = [HOPPER] if build.kernel in kernels else [HOPPER, BLACKWELL]
+            archs = [HOPPER] if build.kernel in kernels and not blackwell else [HOPPER, BLACKWELL]
             kernels.add(build.kernel)
             found += [Task(module, index, arch, f"{key}-{arch}") for arch in archs]
     return found, builds
@@ -132,12 +135,12 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def check(jobs: int) -> list[dict[str, Any]]:
-    """One row for each compilation: kernel, arch, what came out, and `faults`."""
-    found, builds = tasks()
+def check(folder: Path, jobs: int, *, blackwell: bool) -> list[dict[str, Any]]:
+    """One row for each compilation: kernel, arch, what came out, and `faults`. Results are kept in `folder`."""
+    found, builds = tasks(blackwell=blackwell)
     _builds.update(builds)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    kept = CACHE / "compiled.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "compiled.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}
     missing = [task for task in found if task.key not in known]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
@@ -169,6 +172,7 @@ def _print(rows: list[dict[str, Any]], table: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the gate; 0 if every build is right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blackwell", action="store_true", help="compile every build for sm_100, not one of a kernel")
     parser.add_argument("--table", action="store_true", help="print every build, not only what is wrong")
     parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (default: 2)")
     args = parser.parse_args(arguments)
@@ -177,13 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
     except PackageNotFoundError:
         sys.stdout.write("kernels: triton is not installed on this platform, nothing is compiled\n")
         return 0
-    passed = CACHE / "passed.json"
+    folder = CACHE / version("triton")
+    passed = folder / ("passed_blackwell.json" if args.blackwell else "passed.json")
     if passed.exists() and (last := json.loads(passed.read_text()))["digest"] == digest:
         rows = last["rows"]
     else:
         os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel's module is imported
         os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
-        rows = check(args.jobs)
+        rows = check(folder, args.jobs, blackwell=args.blackwell)
         if not any(row["faults"] for row in rows):
             passed.write_text(json.dumps({"digest": digest, "rows": rows}))
     _print(rows, args.table)

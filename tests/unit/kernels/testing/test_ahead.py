@@ -18,7 +18,8 @@ PROBE = Path(__file__).with_name("probe.py")
 def verdicts():
     """What the gate says of each build of probe.py."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(ROOT / ".cache" / "kernels" / "triton")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of `make kernels-matrix`
+    environment |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(ROOT / ".cache" / "kernels" / "triton")}
     command = [sys.executable, str(PROBE)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     return json.loads(done.stdout)
