@@ -23,6 +23,7 @@ from baleen.errors import (
     DeadlineExceeded,
     DrainingError,
     EpochEnded,
+    HeadLost,
     InvalidRequest,
     NotReady,
     PoisonRequest,
@@ -59,6 +60,7 @@ TABLE: dict[type[BaleenError], WireError] = {
     NotReady: WireError(grpc.StatusCode.UNAVAILABLE, "NOT_READY"),
     DeadlineExceeded: WireError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
     PoisonRequest: WireError(grpc.StatusCode.ABORTED, "POISON_REQUEST"),
+    HeadLost: WireError(grpc.StatusCode.INTERNAL, "HEAD_LOST"),
     BaleenError: WireError(grpc.StatusCode.INTERNAL, "INTERNAL"),
 }
 """A class that is missing here looks like its nearest base."""
