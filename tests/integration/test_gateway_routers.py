@@ -108,9 +108,9 @@ def router_of(gateway):
     return number
 
 
-async def all_of(gateway, ask, *, lose_at=(), on_loss=lambda: None):
+async def all_of(gateway, ask, *, lose_at=(), on_loss=lambda: None, got=None):
     """What comes; at each place the router that has the request is lost, once so many tokens have come."""
-    got, places, [rank] = Got(), list(lose_at), gateway.ranks
+    got, places, [rank] = got or Got(), list(lose_at), gateway.ranks
     base = rank.num_tokens
     rank.pause_after = base + places[0] if places else None
     one = gateway.engine.start(ask, request_id="r", tenant="acme")
@@ -237,11 +237,12 @@ def test_before_the_first_token_it_begins_again_elsewhere(model, phase):
         else:
             rank.pause()
         async with gateway_before(model, [rank]) as gateway:
-            ask = ask_for(n=2)
-            answer = asyncio.create_task(all_of(gateway, ask))
+            ask = ask_for(n=2, prompt_logprobs=1)
+            got = Got()
+            answer = asyncio.create_task(all_of(gateway, ask, got=got))
             await eventually(lambda: any(router.num_active for router in gateway.routers))
             if phase == "prefilling":
-                await eventually(lambda: len(rank.submits) == 1)
+                await eventually(lambda: bool(got.prompt))
             await lose(gateway.proxies[router_of(gateway)])
             await eventually(lambda: gateway.links.num_lost == 1)
             if phase == "queued":
@@ -249,7 +250,8 @@ def test_before_the_first_token_it_begins_again_elsewhere(model, phase):
                 rank._report({})
             else:
                 rank.resume()
-            got = await answer
+            await answer
+            assert len(got.prompt) == len(PROMPT) - 1, "once"
             assert got.tokens.keys() == {0, 1} and got.num_tokens == 80
             assert rank.submits[-1].sampling.n == 2 and not rank.submits[-1].num_delivered
             await at_rest(rank)
@@ -287,14 +289,16 @@ def test_a_refusal_is_the_answer_unless_the_request_had_a_router_already(model):
         async with gateway_before(model, [rank], max_queued=1) as gateway:
             whole = await all_of(gateway, ask_for())
 
+            lost = []
+
             def fill():
+                lost.append(router_of(gateway))
                 rank.free_blocks = 0
                 rank._report({})
 
             going = asyncio.create_task(all_of(gateway, ask_for(), lose_at=[5], on_loss=fill))
-            await eventually(lambda: any(router.num_active for router in gateway.routers))
-            left = 1 - router_of(gateway)
-            await eventually(lambda: not rank.free_blocks)
+            await eventually(lambda: bool(lost))
+            left = 1 - lost[0]
             queued = gateway.engine.start(ask_for(), request_id="queued", tenant="acme")
             await eventually(lambda: gateway.routers[left].num_active > 0)
             await eventually(lambda: gateway.links.num_lost == 1 and not gateway.links.links[1 - left].answers)

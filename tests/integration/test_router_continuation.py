@@ -7,7 +7,7 @@ from baleen.seeds import completion_seed
 from baleen.text.tokenizer_files import tokenizer_files
 from baleen.v1 import common_pb2, inference_pb2
 from router.proxy import ProxyLimits
-from tests.support.fake_rank import FakeRank
+from tests.support.fake_rank import FakeRank, fake_tokens
 from tests.support.router_client import PROMPT, at_rest, request, router_with, run, status_of
 
 LENGTH = common_pb2.FINISH_REASON_LENGTH
@@ -111,6 +111,21 @@ def test_what_cannot_be_continued_is_refused_by_name(model):
                     await client.generate(wrong)
                 assert status_of(refused.value) == (grpc.StatusCode.INVALID_ARGUMENT, "InvalidRequest")
                 assert refused.value.details().startswith(f"num_delivered is {wrong.num_delivered}, but ")
+
+    run(scenario())
+
+
+def test_whoever_has_tokens_is_not_refused_for_coming_late():
+    async def scenario():
+        rank = FakeRank()
+        rank.prefill_tokens_per_s = 10.0
+        async with router_with([rank], slo_first_token_s=1.0) as client:
+            message = request(PROMPT, max_tokens=8)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await client.generate(message)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            tokens = fake_tokens(PROMPT, 8)
+            assert (await client.generate(rest_of(message, tokens[:1]))).tokens == {0: tokens[1:]}
 
     run(scenario())
 

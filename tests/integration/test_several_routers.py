@@ -1,7 +1,6 @@
 """Two router processes over the same real ranks and one Redis: what they share, and what one loses when it dies."""
 
 import asyncio
-import contextlib
 import time
 
 import grpc
@@ -9,7 +8,6 @@ import pytest
 
 from baleen.v1 import common_pb2, inference_pb2_grpc
 from baleen.wire.channel import open_channel
-from tests.support.rank_grpc_client import RankGrpcClient
 from tests.support.router_client import Answer, Caller, eventually, request
 from tests.support.small_cluster import small_cluster
 from tests.support.tiny_checkpoint import make_tiny
@@ -43,28 +41,6 @@ def cluster(tmp_path_factory):
         engine={"max_chunk_tokens": 128, "max_running": 6, "audit": "step"},
     ) as cluster:
         yield cluster
-
-
-@contextlib.asynccontextmanager
-async def loads_of(cluster):
-    """The latest load of each rank, as it tells its sessions."""
-    async with contextlib.AsyncExitStack() as stack:
-        sessions = []
-        for address in cluster.rank_addresses:
-            client = await stack.enter_async_context(RankGrpcClient(address))
-            sessions.append(await stack.enter_async_context(client.session()))
-
-        async def follow(session):
-            while await session.next() is not None:
-                pass
-
-        tasks = [asyncio.create_task(follow(session)) for session in sessions]
-        try:
-            yield sessions
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def is_at_rest(session):
@@ -117,7 +93,7 @@ def test_no_block_is_booked_twice(cluster):
     """More than fits, through both: each rank audits its blocks after every step, and ends if they do not add up."""
 
     async def scenario():
-        async with cluster.client(0) as first, cluster.client(1) as second, loads_of(cluster) as sessions:
+        async with cluster.client(0) as first, cluster.client(1) as second, cluster.loads() as sessions:
             prompts = [prompt_of(10 + number, 500 + 64 * (number % 8)) for number in range(10)]
             alone = [await first.generate(endless(prompt, max_tokens=6)) for prompt in prompts[:2]]
             answers = await asyncio.gather(
@@ -140,7 +116,7 @@ def test_no_block_is_booked_twice(cluster):
 @pytest.mark.parametrize("phase", ["prefilling", "decoding"])
 def test_a_router_that_is_killed_frees_what_it_had_and_disturbs_nobody(cluster, phase):
     async def scenario():
-        async with loads_of(cluster) as sessions, cluster.client(1) as kept:
+        async with cluster.loads() as sessions, cluster.client(1) as kept:
             alone = await kept.generate(endless(prompt_of(30, 200), max_tokens=1200))
             with cluster.another_router(AFFINE) as router:
                 own_call = asyncio.create_task(kept.generate(endless(prompt_of(30, 200), max_tokens=1200)))

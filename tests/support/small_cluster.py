@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -15,6 +16,7 @@ from baleen.v1 import inference_pb2_grpc
 from baleen.wire.channel import open_channel
 from cluster.embedded import EmbeddedRedis
 from tests.support.rank_client import REPO, RankClient
+from tests.support.rank_grpc_client import RankGrpcClient, SessionClient
 from tests.support.redis_server import wait_for
 from tests.support.router_client import Caller
 
@@ -91,14 +93,45 @@ class SmallCluster:
         own = {"redis": {"url": self.redis_url}, "model": str(self.checkpoint), "cluster": CLUSTER, **config}
         return ServingChild("router", own, self.directory, f"router-{self.num_started}")
 
+    def kill_routers(self) -> None:
+        """End those that still live."""
+        for router in self.routers:
+            router.kill()
+
+    def restart_router(self, number: int, config: dict[str, Any]) -> None:
+        """Another one at the address of one that has ended."""
+        self.routers[number] = self._start({"listen": self.routers[number].address, **config})
+
+    @contextlib.asynccontextmanager
+    async def loads(self) -> AsyncIterator[list[SessionClient]]:
+        """A session to each rank, with its latest load, for the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            sessions = []
+            for address in self.rank_addresses:
+                client = await stack.enter_async_context(RankGrpcClient(address))
+                sessions.append(await stack.enter_async_context(client.session()))
+
+            async def follow(session: SessionClient) -> None:
+                while await session.next() is not None:
+                    pass
+
+            tasks = [asyncio.create_task(follow(session)) for session in sessions]
+            try:
+                yield sessions
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
     @contextlib.contextmanager
-    def gateway(self) -> Iterator[str]:
-        """A gateway without keys before all routers, for the block: its URL, without a path."""
+    def gateway(self, **settings: Any) -> Iterator[str]:
+        """A gateway before all routers, for the block, without keys unless told: its URL, without a path."""
         config = {
             "routers": [router.address for router in self.routers],
             "model": str(self.checkpoint),
             "model_name": "baleen",
             "accounts": str(self.directory / "accounts.sqlite"),
+            "settings": settings,
         }
         child = ServingChild("gateway", config, self.directory, "gateway")
         try:
@@ -138,9 +171,9 @@ def small_cluster(
             ranks.append(RankClient(config, directory, f"{role}-{number}"))
             stack.callback(ranks[-1].kill)
         cluster = SmallCluster(ranks, [], [], redis_url, checkpoint, directory)
+        stack.callback(cluster.kill_routers)
         for router in routers:
             cluster.routers.append(cluster._start(router))
-            stack.callback(cluster.routers[-1].kill)
         cluster.rank_addresses = [rank.expect("ready")["address"] for rank in ranks]
         for child in cluster.routers:
             child.await_ranks(len(ranks))
