@@ -28,14 +28,15 @@ MOST_LOST = 3
 
 @dataclass(eq=False, slots=True)
 class _Part:
-    """Answers that one request at a router makes. refused: routers that are not asked for now.
+    """Answers that one request at a router makes. num_lost: routers that were lost with it.
 
-    until: when it is given up, once a router was lost with it, or none was there.
+    until: when it is given up, once a router was lost, or none was there. refused: routers that are not asked for now.
     """
 
     indices: tuple[int, ...]
     strand: Strand | None = None
     link: Link | None = None
+    num_lost: int = 0
     until: float | None = None
     refused: set[Link] = field(default_factory=set)
 
@@ -68,7 +69,6 @@ class Running:
         self._usage = TokenUsage(len(ask.prompt), 0, 0, 0)
         self._next_place = 1
         self._fingerprint = ""
-        self._num_lost = 0
         self._num_requests = 0
         self._has_moved = False
         self._is_closed = False
@@ -195,9 +195,9 @@ class Running:
 
     def _lose(self, part: _Part, error: RouterLost) -> None:
         """Its router is gone. Raises NotReady where that has happened too often."""
-        self._num_lost += 1
-        if self._num_lost > MOST_LOST:
-            raise NotReady(f"{self._num_lost} routers were lost with the request; the last one: {error}") from error
+        part.num_lost += 1
+        if part.num_lost > MOST_LOST:
+            raise NotReady(f"{part.num_lost} routers were lost with the request; the last one: {error}") from error
         self._has_moved = True
         self._routers.num_lost += 1
         self._routers.log.warning(
@@ -221,7 +221,7 @@ class Running:
         has_begun = any(self._answers[index].token_ids for index in part.indices)
         if tuple(left) == part.indices and (len(left) == 1 or not has_begun):
             return [part]
-        rest = [_Part((index,), until=part.until, refused=set(part.refused)) for index in left]
+        rest = [_Part((index,), num_lost=part.num_lost, until=part.until, refused=set(part.refused)) for index in left]
         self._parts += rest
         return rest
 
