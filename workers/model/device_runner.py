@@ -19,6 +19,7 @@ from workers.model.device_weights import DeviceMoe, DeviceWeights
 from workers.model.forward import Piece
 from workers.model.graphs import Buckets, DecodeGraphs, context_buckets, row_buckets
 from workers.model.runner import BlockTables, scored_result, step_result
+from workers.model.warm_up import warm_up_prompts
 from workers.parallel.dispatch import ExpertExchange
 from workers.parallel.lockstep import DecodeSize
 from workers.staging import Staging
@@ -51,6 +52,11 @@ class DeviceRunner:
         self._buckets = Buckets(
             rows=row_buckets(config.engine.max_running),
             contexts=context_buckets(spec.index_topk, most_blocks * BLOCK_TOKENS),
+        )
+        self._prompts = warm_up_prompts(
+            most_tokens=config.engine.max_chunk_tokens,
+            index_topk=spec.index_topk,
+            most_context=most_blocks * BLOCK_TOKENS,
         )
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda":
@@ -109,29 +115,35 @@ class DeviceRunner:
         return self._model.forward(host.on(self._staging.upload(host.arrays)))
 
     def warm_up(self) -> None:
-        """Run a short prompt and a decode step, and capture the graphs of decode steps.
+        """Compute prompts of all sizes and a decode step, and capture the graphs of decode steps.
 
-        All ranks of a group call it together. It writes into block 0, which holds nothing yet. Raises ConfigError if
-        the group's ranks would fill steps up to different sizes.
+        All ranks of a group call it together. It writes into block 0, which holds nothing yet. On a CPU, where nothing
+        is compiled, it is one short prompt. Raises ConfigError if the group's ranks would run steps of other sizes.
         """
-        self._require_same_buckets()
+        self._require_same_sizes()
+        self._compute(self._prompts if self.device.type == "cuda" else self._prompts[:1])
         table = np.zeros((1, 1), dtype=np.int64)
-        prompt = Piece(token_ids=[self._spec.bos_token_id] * (BLOCK_TOKENS - 1), start=0, row=0, samples=True)
         decode = Piece(token_ids=[self._spec.bos_token_id], start=BLOCK_TOKENS - 1, row=0, samples=True)
-        self._forward(build_host_batch([prompt], table))
         smallest = self._buckets.holding(DecodeSize(1, BLOCK_TOKENS)) if self._serves_others else None
         self._forward(build_host_batch([decode], table, fill_to=smallest))
         if self._graphs is not None:
             self._graphs.capture(self._buckets)
 
-    def _require_same_buckets(self) -> None:
-        own = (self._buckets.rows[-1], self._buckets.contexts[-1])
-        mine_W2 = torch.tensor([own] * self._exchange.world_size, device=self.device)
-        for rank, theirs in enumerate(self._exchange.swap(mine_W2).tolist()):
+    def _compute(self, prompts: list[range]) -> None:
+        for places in prompts:
+            table = np.zeros((1, -(-places.stop // BLOCK_TOKENS)), dtype=np.int64)
+            tokens = [self._spec.bos_token_id] * len(places)
+            self._forward(build_host_batch([Piece(tokens, places.start, 0, samples=True)], table))
+
+    def _require_same_sizes(self) -> None:
+        own = (self._buckets.rows[-1], self._buckets.contexts[-1], max(map(len, self._prompts)))
+        mine_W3 = torch.tensor([own] * self._exchange.world_size, device=self.device)
+        for rank, theirs in enumerate(self._exchange.swap(mine_W3).tolist()):
             if tuple(theirs) != own:
                 raise ConfigError(
-                    f"engine.max_running and what cache.num_blocks holds must be equal in all ranks of a group: "
-                    f"{own[0]} requests and {own[1]} tokens here, {theirs[0]} and {theirs[1]} at rank {rank}"
+                    f"engine.max_running, what cache.num_blocks holds and engine.max_chunk_tokens must be equal in all "
+                    f"ranks of a group: {own[0]} requests, {own[1]} tokens and chunks of {own[2]} here, {theirs[0]}, "
+                    f"{theirs[1]} and {theirs[2]} at rank {rank}"
                 )
 
     def close(self) -> None:

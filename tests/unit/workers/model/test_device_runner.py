@@ -65,9 +65,16 @@ def test_prompts_then_a_decode_step_of_all(runner):
 
 
 def test_ranks_that_would_fill_their_steps_up_to_other_sizes_do_not_start(runner, monkeypatch):
-    monkeypatch.setattr(runner._exchange, "swap", lambda mine: torch.tensor([[2, 512], [3, 512]]))
-    with pytest.raises(ConfigError, match="2 requests and 512 tokens here, 3 and 512 at rank 1"):
+    monkeypatch.setattr(runner._exchange, "swap", lambda mine: torch.tensor([[2, 512, 512], [3, 512, 512]]))
+    with pytest.raises(ConfigError, match="2 requests, 512 tokens and chunks of 512 here, 3, 512 and 512 at rank 1"):
         runner.warm_up()
+
+
+def test_a_device_computes_every_prompt_of_its_warm_up(runner, monkeypatch):
+    computed = []
+    monkeypatch.setattr(runner._model, "forward", lambda step: computed.append((step.num_tokens, step.most_context)))
+    runner._compute(runner._prompts)
+    assert computed == [(len(places), places.stop) for places in runner._prompts]
 
 
 def test_an_item_that_does_not_sample_has_no_token(runner):
