@@ -76,13 +76,13 @@ check: setup ## format, lint, types, kernels compiled ahead of time, and fast te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target check-types check-kernels
-	$(PYTEST) 2 -q -m "not gpu and not slow" tests/repo tests/unit
+	$(PYTEST) 2 -q --hypothesis-profile quick -m "not gpu and not slow" tests/repo tests/unit
 
-# each has one core, and both are slow where nothing is kept of the last run
+# side by side, since both are slow where nothing is kept of the last run
 check-types:
 	$(BIN)/mypy
 check-kernels:
-	$(BIN)/python -m kernels.testing.ahead --jobs 1
+	$(BIN)/python -m kernels.testing.ahead
 
 format: setup ## rewrite the sources as `check` wants them
 	$(BIN)/ruff format .

@@ -15,6 +15,8 @@ from hypothesis import settings
 
 # no time limit for an example: the machine may be busy, and timing belongs in benchmarks
 settings.register_profile("house", settings.default, deadline=None)
+# of `make check`: `make test` tries four times as many where a test does not say how many
+settings.register_profile("quick", settings.get_profile("house"), max_examples=25)
 settings.load_profile("house")
 
 # a shell that starts the tests in the background has them ignore it, and all that they start

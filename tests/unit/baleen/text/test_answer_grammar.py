@@ -104,6 +104,7 @@ def test_a_call_that_must_come_parses_and_fits(name, opened, many):
     assert good >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_real_vocabulary_writes_calls(name, real):
     tokenizer = real_tokenizer()

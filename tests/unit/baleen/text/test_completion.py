@@ -38,6 +38,7 @@ def naive(token_ids, stops, min_tokens):
     return early + late, None
 
 
+@pytest.mark.slow
 @settings(max_examples=500)
 @given(token_ids=TOKENS, stops=STOPS, min_tokens=st.integers(0, 6), data=st.data())
 def test_any_grouping_of_tokens_gives_the_same_text_and_hit(token_ids, stops, min_tokens, data):

@@ -54,6 +54,7 @@ EXPRESSIONS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(st.sampled_from(EXPRESSIONS), st.data())
 def test_an_expression_means_what_it_means_to_python(expression, data):

@@ -58,6 +58,7 @@ def every_cut_in_one_of(text):
             yield cut(text, range(start, len(text), size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [right_output, wrong_output])
 def test_any_cut_of_generated_outputs_gives_what_the_whole_text_gives(make):
     accepted = 0

@@ -49,7 +49,9 @@ def rows_of_every_kind(num_slots, width):
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(("heads", "splits", "rows"), [(128, 1, 6), (128, 2, 1), (5, 1, 6), (17, 3, 3)])
+@pytest.mark.parametrize(
+    ("heads", "splits", "rows"), [pytest.param(128, 1, 6, marks=pytest.mark.slow), (128, 2, 1), (5, 1, 6), (17, 3, 3)]
+)
 def test_rows_with_holes(device, form, heads, splits, rows):
     slots = rows_of_every_kind(130, 100).to(device)[:rows]
     records, q = make_records(130, form, device), make_queries(rows, heads, device)

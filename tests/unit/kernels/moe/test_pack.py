@@ -64,6 +64,7 @@ def test_the_reference_writes_what_the_module_says():
     assert (records[:, 0, :128] == x.values.view(torch.uint8)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float8", [True, False])
 def test_a_layer_over_ranks_is_the_layer(device, float8):
     """Every rank packs its own tokens; what arrives is what all_to_all_single of equal parts would bring."""

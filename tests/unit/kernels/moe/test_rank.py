@@ -39,6 +39,7 @@ def packed(ids, weights, experts):
     return torch.where(here, ids, -1), torch.where(here, weights, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float8", [True, False])
 @pytest.mark.parametrize("num_ranks", [1, 4])
 def test_parts_add_up_to_the_layer(device, float8, num_ranks):

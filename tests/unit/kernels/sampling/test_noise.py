@@ -113,6 +113,7 @@ def accepted(cells, num_cells):
     return statistic < bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("series", SERIES)
 def test_uniform(series):
     bits = series().numpy()
@@ -120,6 +121,7 @@ def test_uniform(series):
         assert accepted(bits >> places & 0xFF, 256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("series", SERIES)
 def test_neighbours_are_independent(series):
     bits = series().numpy()

@@ -148,6 +148,7 @@ def test_negligible_tokens_can_neither_win_nor_weigh():
     assert reference.MAX_VOCAB / reference.MASS_STEP <= 2**53
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

@@ -57,6 +57,7 @@ def test_tokens_of_every_filter(device, vocab, whole):
     assert torch.equal(largest, expected_largest)
 
 
+@pytest.mark.slow
 def test_many_draws_of_one_row(device):
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0, 3.0, -0.0, float("-inf"), 1.5]], device=device).repeat(8, 1)
     asked = draws([(1.0, 0, 0.8, 0.0)] * 4 + [(1.3, 5, 0.9, 0.0)] * 4, device, seed=77)

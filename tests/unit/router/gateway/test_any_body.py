@@ -126,6 +126,7 @@ def places(value):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reader", "body"),
     [(read_chat, CHAT), (read_response, RESPONSE), (read_message, MESSAGE), (count_tokens, MESSAGE)],

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.routing import LAYOUTS, simulate, workload
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_cost_policy_hits_more_and_answers_sooner_than_the_others(layout):
     turns = workload(conversations=300, per_second=12.0, seed=3)
