@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from baleen.config import ParallelConfig
-from tests.support.golden_engine import FORM_SCENARIOS, SCENARIOS, golden_rank, run_golden_scenarios
+from tests.support.golden_engine import FORM_SCENARIOS, SCENARIOS, golden_rank, group_scenarios, run_golden_scenarios
 from tests.support.group_programs import group_config, start_group
 from tests.support.models import golden_cases, load_whole, make_golden_checkpoint
 from tests.support.processes import nursery, wait_all
@@ -52,7 +52,7 @@ def test_groups_of_ranks(name, world_size, tmp_path):
     with nursery(tmp_path) as children:
         config = replace(group_config(tmp_path, world_size), collective_timeout_s=60.0)
         ranks = start_group(children, config, golden_rank, str(directory), name)
-        for scenario in SCENARIOS:
+        for scenario in group_scenarios(name, world_size):
             for rank in ranks:
                 event = rank.event(timeout_s=120.0)
                 assert event["scenario"] == scenario.name

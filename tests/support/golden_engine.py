@@ -51,6 +51,7 @@ SCENARIOS = (
     Scenario("small pool", num_blocks=8, chunk=64),
 )
 
+
 FORM_SCENARIOS = (
     Scenario("one piece, alone", together=False),
     Scenario("chunks of 1", chunk=1),
@@ -58,6 +59,13 @@ FORM_SCENARIOS = (
     Scenario("per head", attention_form="mha", chunk=64),
     Scenario("latent, rotated index keys", attention_form="absorbed", hadamard=True, chunk=64),
 )
+
+
+def group_scenarios(golden_name: str, world_size: int) -> Sequence[Scenario]:
+    """Of a group of ranks. Steps of one token are dear where four ranks meet in each: only the smallest has them."""
+    if world_size < 4 or golden_name == "tiny_v32_golden":
+        return SCENARIOS
+    return [scenario for scenario in SCENARIOS if scenario.chunk > 1]
 
 
 @dataclass(slots=True)
@@ -154,7 +162,7 @@ class GoldenEngine:
 
 
 def run_golden_scenarios(
-    weights: Weights, group: Group, golden_name: str, scenarios: Sequence[Scenario] = SCENARIOS
+    weights: Weights, group: Group, golden_name: str, scenarios: Sequence[Scenario]
 ) -> Iterator[dict[str, Any]]:
     """Every scenario, cold and warm: its name, the answers of both rounds, and how many requests were preempted."""
     cases = golden_cases(golden_name)
@@ -187,7 +195,7 @@ def golden_rank(parallel: ParallelConfig, directory: str, golden_name: str) -> N
             progress=False,
         )
     group.await_all("loaded", 120.0)
-    for event in run_golden_scenarios(weights, group, golden_name):
+    for event in run_golden_scenarios(weights, group, golden_name, group_scenarios(golden_name, parallel.world_size)):
         emit(event)
     # all have finished their last step before any leaves
     group.await_all("done", 120.0)
