@@ -26,13 +26,17 @@ pytest_plugins = ["tests.support.shared_starts"]
 
 ONE_MORE_TRY = {"contract", "faults", "integration"}  # many processes on few cores; CONTRIBUTING.md says what follows
 
-LONGEST = (
+TURNS = (
     "test_golden_engine.py",
     "test_cluster.py",
-    "test_golden_cluster.py",
+    "faults",
+    "contract",
     "test_cluster_nodes.py",
+    "test_golden_cluster.py",
     "test_two_hosts.py",
+    "integration",
 )
+"""Files and folders in the order in which they begin; the rest follows. Those that keep all cores busy lie apart."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +50,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(path: Path) -> int:
     """When a file's turn is: files run side by side, so the long ones begin and many short ones end."""
-    if path.name in LONGEST:
-        return LONGEST.index(path.name)
-    return len(LONGEST) + (not ONE_MORE_TRY.intersection(path.parts))
+    return next((turn for turn, name in enumerate(TURNS) if name in path.parts), len(TURNS))

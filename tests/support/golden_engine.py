@@ -62,10 +62,10 @@ FORM_SCENARIOS = (
 
 
 def group_scenarios(golden_name: str, world_size: int) -> Sequence[Scenario]:
-    """Of a group of ranks. Steps of one token are dear where four ranks meet in each: only the smallest has them."""
+    """Of a group of ranks. A step of one request is dear where four ranks meet in it: only the smallest has them."""
     if world_size < 4 or golden_name == "tiny_v32_golden":
         return SCENARIOS
-    return [scenario for scenario in SCENARIOS if scenario.chunk > 1]
+    return [scenario for scenario in SCENARIOS if scenario.together]
 
 
 @dataclass(slots=True)
