@@ -155,7 +155,12 @@ def test_a_loop_of_tools_with_messages(claude, choice):
     offered = [{"name": "set_timer", "description": "Set a timer", "input_schema": MINUTES}]
     asked = {"model": "deepseek-chat", "max_tokens": 200, "tools": offered}
     with claude.messages.stream(
-        messages=TIMER, thinking={"type": "enabled", "budget_tokens": 1024}, tool_choice=choice, **asked
+        messages=TIMER,
+        thinking={"type": "enabled", "budget_tokens": 1024},
+        tool_choice=choice,
+        # thinking is sampled
+        extra_body={"seed": 1},
+        **asked,
     ) as stream:
         first = stream.get_final_message()
     assert [block.type for block in first.content] == ["thinking", "tool_use"] and first.stop_reason == "tool_use"
@@ -182,7 +187,8 @@ def test_thinking_ends_when_its_budget_is_spent(client, claude):
     assert cut.usage.completion_tokens_details.reasoning_tokens == 7 and cut.choices[0].message.content
     assert WORKED_OUT.startswith(cut.choices[0].message.reasoning_content)
     thinking = {"type": "enabled", "budget_tokens": 6}
-    message = claude.messages.create(model="deepseek-chat", max_tokens=100, messages=SUM, thinking=thinking)
+    asked = {"model": "deepseek-chat", "max_tokens": 100, "extra_body": {"seed": 1}}
+    message = claude.messages.create(messages=SUM, thinking=thinking, **asked)
     assert [block.type for block in message.content] == ["thinking", "text"]
     assert message.usage.output_tokens_details.thinking_tokens == 7
 

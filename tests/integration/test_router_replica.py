@@ -6,6 +6,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from operator import gt
 from pathlib import Path
 
 import pytest
@@ -117,24 +118,23 @@ def test_each_replica_has_an_address_of_its_own_and_the_free_one_is_taken_again(
 
 def test_the_next_generation_takes_over_while_requests_come_and_none_is_lost(tmp_path):
     async def scenario():
-        async with replicas_of(tmp_path, 1) as (start, rank, [address]):
+        async with replicas_of(tmp_path, 1) as (start, _, [address]):
             first = await start()
             running = asyncio.create_task(answer(address, TOKENS))
             ends = asyncio.Event()
 
-            async def client() -> int:
-                count = 0
+            counts = [0, 0, 0, 0]
+
+            async def client(number: int) -> None:
                 while not ends.is_set():
                     # a connection of its own, and no second try
                     async with open_channel(address) as channel:
                         caller = Caller(inference_pb2_grpc.InferenceServiceStub(channel), address)
                         told = await caller.generate(request(PROMPT, max_tokens=2))
                     assert told.tokens[0] == fake_tokens(PROMPT, 2)
-                    count += 1
-                return count
+                    counts[number] += 1
 
-            async def gateway() -> int:
-                count = 0
+            async def gateway(number: int) -> None:
                 async with open_channel(address) as channel:
                     line = Line(inference_pb2_grpc.InferenceServiceStub(channel))
                     while not ends.is_set():
@@ -144,20 +144,23 @@ def test_the_next_generation_takes_over_while_requests_come_and_none_is_lost(tmp
                         while deltas := await strand.deltas():
                             told += [token for delta in deltas for token in delta.token_ids]
                         assert told == fake_tokens(PROMPT, 2)
-                        count += 1
+                        counts[number] += 1
                     await line.close()
-                return count
 
-            clients = [asyncio.create_task(talk()) for talk in (client, client, gateway, gateway)]
-            await eventually(lambda: rank.num_tokens >= 2)
+            talks = (client, client, gateway, gateway)
+            clients = [asyncio.create_task(talk(number)) for number, talk in enumerate(talks)]
+            # one that ends has failed
+            await eventually(lambda: min(counts) > 0 or any(client.done() for client in clients))
             second = await start(2)
             assert second.address == first.address
             assert not is_dead(first.router), "both are there"
             first.child.send(signal.SIGTERM)
             assert await running == fake_tokens(PROMPT, TOKENS), "what the first has begun it ends"
             await eventually(lambda: is_dead(first.router))
+            before = list(counts)
+            await eventually(lambda: all(map(gt, counts, before)) or any(client.done() for client in clients))
             ends.set()
-            assert all([await client > 3 for client in clients])
+            await asyncio.gather(*clients)
             assert await answer(address) == fake_tokens(PROMPT, 8)
 
     run(scenario())

@@ -7,6 +7,7 @@ from typing import Any
 
 from baleen.budget import MAX_TOKENS
 from baleen.errors import InvalidRequest
+from baleen.sampling import MAX_SEED
 from router.gateway.fields import MAX_ITEMS, MAX_TEXT, Field, check
 from router.gateway.messages.blocks import to_messages
 
@@ -31,6 +32,7 @@ FIELDS = (
     Field(name="temperature", kind="number", low=0, high=2, effect="0 always takes the likeliest token."),
     Field(name="top_p", kind="number", low=0, above_low=True, high=1, effect="Share of probability to sample from."),
     Field(name="top_k", kind="integer", low=0, effect="Number of tokens to sample from, 0 for all."),
+    Field(name="seed", kind="integer", low=0, high=MAX_SEED, effect="The same seed gives the same answer."),
     Field(name="stop_sequences", kind="array", longest=16, effect="Texts that end the answer."),
     Field(name="metadata", kind="object", longest=16, effect="user_id keeps cached prefixes apart."),
     Field(name="service_tier", kind="string", longest=64, effect="Accepted."),
@@ -49,7 +51,7 @@ _BUDGET = (
 )
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = {"enabled": "enabled", "adaptive": "enabled", "disabled": "disabled"}
-_SAME = ("model", "temperature", "top_p", "top_k", "stream", "max_tokens")
+_SAME = ("model", "temperature", "top_p", "top_k", "seed", "stream", "max_tokens")
 
 
 def to_chat(body: Mapping[str, Any], fields: Sequence[Field] = FIELDS) -> Json:
