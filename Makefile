@@ -45,7 +45,7 @@ serve: setup ## start a cluster on this machine: HTTP on 127.0.0.1:8000, gRPC on
 	$(BIN)/baleen up $(UP)
 
 # how many run side by side: tests of many processes mostly wait
-STREAMS ?= 3
+STREAMS ?= 2
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --numprocesses
 
 test: setup debian ## run every test that needs no GPU; STREAMS=1 for one after the other
